@@ -1,0 +1,52 @@
+# `make` lists what there is. Works with GNU make 3.81 and newer (macOS has 3.81).
+#
+# On Linux without an NVIDIA GPU, this spares gigabytes of CUDA libraries:
+#     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make quickstart
+
+PYTHON ?= python3
+BIN := .venv/bin
+ENV := .venv/.installed
+
+CHECK_VERSION = -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, and \
+	%s is %d.%d. Delete .venv if it lies there, and name a newer one: make PYTHON=python3.12" % (sys.executable, v[0], v[1]))'
+
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test fix clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
+
+quickstart: $(ENV) outputs/python_reference.txt ## train a small BERT on Python's own documentation, offline, and draw its curves
+	model="$$($(BIN)/python -m utils.offline_model)" && HF_HUB_OFFLINE=1 $(BIN)/accelerate launch \
+		--config_file accelerate_config.yaml run_mlm.py --config examples/quickstart_mlm.yaml \
+		--model "$$model" --overwrite_output_dir
+	$(BIN)/python -m utils.report outputs/quickstart_mlm
+
+test: $(ENV) ## run the tests, except the slow ones (.ci/run runs everything)
+	$(BIN)/python -m pytest
+
+fix: $(ENV) ## repair what ruff can repair, and rewrite copies that differ from their original in utils/
+	$(BIN)/python -m ruff check --fix . ; status=$$?; $(BIN)/python -m utils.check_copies --fix && exit $$status
+
+clean: ## remove what quickstart and the tests wrote; .venv and all other outputs stay
+	rm -rf outputs/quickstart_mlm outputs/python_reference.txt .pytest_cache .ruff_cache
+	rm -rf __pycache__ utils/__pycache__ tests/__pycache__ benchmarks/__pycache__
+	@rmdir outputs 2> /dev/null || true
+
+outputs/python_reference.txt: | $(ENV)
+	@mkdir -p outputs
+	$(BIN)/python -m utils.python_reference $@
+
+# .unfinished stands in a new .venv until all is installed: an environment that still has it, or whose Python does not
+# start, was interrupted while it was made, and is made anew. One that was made by hand is only added to.
+# bin goes first, so that an interrupted deletion is seen, too.
+$(ENV): requirements.txt requirements-dev.txt constraints.txt
+	@if [ -e .venv/.unfinished ] || ! $(BIN)/python -c '' 2> /dev/null; then \
+		$(PYTHON) $(CHECK_VERSION) && rm -rf $(BIN) .venv && mkdir .venv && touch .venv/.unfinished && \
+		echo "Making .venv" && $(PYTHON) -m venv .venv; \
+	fi
+	@$(BIN)/python $(CHECK_VERSION)
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install -r requirements-dev.txt -c constraints.txt
+	@rm -f .venv/.unfinished
+	@touch $@

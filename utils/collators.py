@@ -1,0 +1,123 @@
+"""Masks for language modelling, and the batches that carry them."""
+
+import numpy as np
+import torch
+
+
+def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
+                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
+    """Hide tokens for masked language modelling: by default 80% become [MASK], 10% a random token, 10% stay.
+
+    An example is masked alike on one GPU or eight, in any data worker, and after a resume.
+
+    Args:
+        input_ids: token ids before padding, int64 array of shape (seq,).
+        special: True where a token is left alone, such as [CLS]; bool array of shape (seq,).
+        mask_id: id of [MASK].
+        vocab_size: random replacements are drawn from [0, vocab_size).
+        seed: seed of the run, at least 0; evaluation always uses 0, so that scores of different runs can be compared.
+        epoch: pass over the data, from 0; evaluation always uses 0.
+        example_id: index of the example in the dataset, before shuffling and sharding.
+        mask_prob: chance that a token is chosen, or a word where continues is given; from 0 to 1.
+        mask_replace_prob: share of the chosen tokens that become [MASK], from 0 to 1.
+        random_replace_prob: share of the chosen tokens that become a random token; what is left of 1 stays.
+        continues: for whole-word masking, True where a token goes on with the word before it; bool, shape (seq,).
+
+    Returns:
+        (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is predicted.
+
+    Raises:
+        ValueError: a probability is outside [0, 1], or the two shares add up to more than 1.
+
+    Source: Devlin et al. 2018, section 3.1 and appendix A.1, https://arxiv.org/abs/1810.04805; whole words:
+    https://github.com/google-research/bert, "whole word masking" (each token of a word meets its own fate).
+    """
+    if not 0 <= mask_prob <= 1:
+        raise ValueError(f"mask_prob is {mask_prob}; give a fraction from 0 to 1, such as 0.15")
+    if min(mask_replace_prob, random_replace_prob) < 0 or mask_replace_prob + random_replace_prob > 1:
+        raise ValueError(f"mask_replace_prob is {mask_replace_prob} and random_replace_prob is {random_replace_prob}; "
+                         "give two fractions from 0 to 1 that add up to at most 1, such as 0.8 and 0.1")
+    # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 what seed 0 does in epoch 1.
+    rng = np.random.default_rng((seed, epoch, example_id))
+    chosen = rng.random(len(input_ids)) < mask_prob  # (seq,)
+    if continues is not None:  # the draw of a word's first token decides for the whole word
+        chosen = chosen[np.maximum.accumulate(np.where(continues, 0, np.arange(len(input_ids))))]
+    chosen &= ~special
+    fate = rng.random(len(input_ids))  # (seq,), uniform in [0, 1)
+    substitutes = rng.integers(vocab_size, size=len(input_ids))  # (seq,)
+    masked_ids = np.where(chosen & (fate < mask_replace_prob), mask_id, input_ids)
+    masked_ids = np.where(chosen & (fate >= 1 - random_replace_prob), substitutes, masked_ids)
+    return masked_ids, np.where(chosen, input_ids, -100)
+
+
+def word_continuations(tokenizer):
+    """Say for each token of the vocabulary whether it goes on with the word before it.
+
+    Knows WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) by the sign that more of the
+    vocabulary carries. A vocabulary without any such sign is one of whole words or characters: nothing goes on.
+
+    Args:
+        tokenizer: any tokenizer of transformers.
+
+    Returns:
+        bool array of shape (vocab,): index a sequence of ids with it to get mask_tokens' `continues`.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    tokens = [token or "" for token in tokens]  # a vocabulary can have holes
+    counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
+    sign = max(counts, key=counts.get)
+    if not counts[sign]:
+        return np.zeros(len(tokens), dtype=bool)
+    # In byte-level BPE a line feed (Ċ), a tab (ĉ) and a carriage return (č) part words as a blank (Ġ) does.
+    starts = {"##": (), "Ġ": ("Ġ", "Ċ", "ĉ", "č"), "▁": ("▁",)}[sign]
+    continues = np.array([token.startswith("##") if sign == "##" else not token.startswith(starts)
+                          for token in tokens])
+    continues[list(tokenizer.added_tokens_decoder)] = False  # [CLS] and its like, and words that a user added
+    return continues
+
+
+def pad(rows, value):
+    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
+    padded = np.full((len(rows), max(map(len, rows))), value)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+class MaskingCollator:
+    """Pad a batch to its longest example and hide tokens, freshly each epoch.
+
+    Args:
+        pad_id: id of the padding token.
+        special: True for tokens that are never hidden; bool array of shape (vocab,).
+        continues: what word_continuations returned, for whole-word masking; None hides single tokens.
+        settings: arguments of mask_tokens: mask_id, vocab_size, seed and the probabilities.
+    """
+
+    def __init__(self, *, pad_id, special, continues=None, **settings):
+        self.pad_id, self.special, self.continues, self.settings = pad_id, special, continues, settings
+        self.epoch = 0
+
+    def __call__(self, examples):
+        """Make a batch of examples, each a dict of `id` and `input_ids` (seq,); none at all is allowed.
+
+        Returns:
+            input_ids: (batch, seq). attention_mask: (batch, seq), only where a row is padded. positions: indices
+            into the flattened batch of the tokens to predict, (predicted,). targets: their ids, (predicted,).
+        """
+        if not examples:  # the last global batch can leave a process without any: it joins, and predicts nothing
+            empty = torch.zeros(0, dtype=torch.int64)
+            return {"input_ids": torch.zeros((1, 2), dtype=torch.int64), "positions": empty, "targets": empty}
+        pairs = []
+        for example in examples:
+            ids = np.asarray(example["input_ids"], dtype=np.int64)
+            continues = None if self.continues is None else self.continues[ids]
+            pairs.append(mask_tokens(ids, self.special[ids], epoch=self.epoch, example_id=int(example["id"]),
+                                     continues=continues, **self.settings))
+        labels = pad([labels for _, labels in pairs], -100)  # (batch, seq)
+        positions = (labels.ravel() != -100).nonzero().ravel()  # found on the CPU: a GPU would have to be waited for
+        batch = {"input_ids": pad([ids for ids, _ in pairs], self.pad_id), "positions": positions,
+                 "targets": labels.ravel()[positions]}
+        if len({len(ids) for ids, _ in pairs}) > 1:  # without padding, attention is faster with no mask at all
+            batch["attention_mask"] = pad([np.ones_like(ids) for ids, _ in pairs], 0)
+        return batch
