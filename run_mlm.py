@@ -1,19 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = [
-#     "torch>=2.13",
-#     "transformers>=5.23",
-#     "accelerate>=1.15",
-#     "datasets>=5.2",
-#     "numpy>=2.4",
-#     "pyarrow>=26.0",
-#     "safetensors>=0.8",
-#     "huggingface-hub>=2.4",
-#     "PyYAML>=6.0",
-#     "tqdm>=4.67",
-#     "nanotoken>=0.1.0",
-#     "wandb>=0.31",
-# ]
+# dependencies = ["torch>=2.13", "transformers>=5.23", "accelerate>=1.15", "datasets>=5.2", "numpy>=2.4", "pyarrow>=26.0",
+#                 "safetensors>=0.8", "huggingface-hub>=2.4", "PyYAML>=6.0", "tqdm>=4.67", "nanotoken>=0.1.0", "wandb>=0.31"]
 # ///
 """Train a BERT-style model to fill in masked tokens, and report its perplexity.
 
@@ -34,7 +22,6 @@ import glob
 import gzip
 import hashlib
 import importlib.util
-import io
 import itertools
 import json
 import math
@@ -44,6 +31,7 @@ import shutil
 import signal
 import sys
 import time
+import zlib
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -68,248 +56,232 @@ try:
     from tqdm import tqdm
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, get_scheduler
 except ImportError as error:
-    print(f"run_mlm.py: error: {error}. Install what it needs:\n    pip install torch transformers accelerate datasets "
-          "numpy pyarrow safetensors huggingface-hub PyYAML tqdm nanotoken wandb", file=sys.stderr)
+    print(f"run_mlm.py: error: {error}. Install what it needs: pip install torch transformers accelerate datasets numpy "
+          "pyarrow safetensors huggingface-hub PyYAML tqdm nanotoken wandb", file=sys.stderr)
     sys.exit(2)
 
-DEFAULT_DATASET = "stanfordnlp/imdb"  # taken where no data are named, so that the first command above runs as typed
+DEFAULT_DATASET = "stanfordnlp/imdb"  # taken where no data are named, so that a bare call runs
 
 
 # ---------------------------------------------------------------- arguments
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message):  # argparse would print its usage once for each process
+    def error(self, message):  # argparse would print its usage, once for each process
         raise InputError(f"{message}; see --help")
 
 
-def switch(text):
-    """Read the value of a flag that is on or off."""
-    if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() in ("true", "yes", "1")
-
-
-def add_model_and_data_flags(parser):
-    on_off = {"type": switch, "nargs": "?", "const": True, "default": False, "metavar": "BOOL"}
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", "--model_name_or_path", default="bert-base-uncased",
-                       help="name on the Hub, or a folder (default: %(default)s)")
-    model.add_argument("--tokenizer_name", help="name or folder of the tokenizer (default: the model's)")
-    model.add_argument("--model_revision", default="main", help="branch, tag or commit on the Hub (default: main)")
-    model.add_argument("--from_scratch", **on_off, help="take the model's config alone, with random weights")
-    model.add_argument("--config_overrides", metavar="KEY=VALUE,…",
-                       help="settings of the config to change, such as hidden_dropout_prob=0; pretrained models too")
-    model.add_argument("--trust_remote_code", **on_off, help="run code that comes with the model (default: off)")
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", help=f"data set of the Hub, or a folder (default: {DEFAULT_DATASET} where no "
-                                             "file is given)")
-    data.add_argument("--dataset_config_name", help="configuration of that data set")
-    data.add_argument("--train_file", nargs="+", help="files or globs to train on")
-    data.add_argument("--validation_file", nargs="+", help="files or globs to evaluate on")
-    data.add_argument("--test_file", nargs="+", help="files or globs for the predict_ scores at the end")
-    data.add_argument("--text_column_name", default="text", help="column of a table (default: %(default)s)")
-    data.add_argument("--validation_split_percentage", type=float, default=10, metavar="PERCENT",
-                      help="share of the training rows to evaluate on where there are no validation data; the same rows "
-                           "for every seed; 0 is none (default: %(default)s)")
-    data.add_argument("--max_seq_length", type=int, default=128, metavar="TOKENS",
-                      help="tokens per example, [CLS] and [SEP] included (default: %(default)s)")
-    data.add_argument("--line_by_line", **on_off, help="one example a line, cut off at --max_seq_length, instead of "
-                                                       "blocks of running text")
-    for split in ("train", "eval", "predict"):
-        data.add_argument(f"--max_{split}_samples", type=int, metavar="EXAMPLES",
-                          help="a random sample of so many examples (default: all)")
-    data.add_argument("--preprocessing_num_workers", type=int, metavar="PROCESSES", help="processes that tokenize "
-                      "(default: one; the fast tokenizers use all cores from there)")
-    data.add_argument("--overwrite_cache", **on_off, help="prepare the data anew even where the cache holds them")
-    data.add_argument("--prepare_only", **on_off, help="prepare and cache the data, without a model, and end")
-    data.add_argument("--text", nargs="+", help="texts with [MASK]: show the five best words for each; without "
-                                                "training if no data are given, else before and after")
-    masks = parser.add_argument_group("masking")
-    masks.add_argument("--masking", choices=["token", "whole_word"], default="token",
-                       help="hide single tokens, or all tokens of a word together (default: %(default)s)")
-    masks.add_argument("--mlm_probability", type=float, default=0.15, help="share to hide (default: %(default)s)")
-    masks.add_argument("--mask_replace_prob", type=float, default=0.8,
-                       help="share of the hidden tokens shown as [MASK] (default: %(default)s)")
-    masks.add_argument("--random_replace_prob", type=float, default=0.1,
-                       help="share shown as a random token; the rest stays as it is (default: %(default)s)")
-
-
-def add_training_flags(parser):
-    on_off = {"type": switch, "nargs": "?", "const": True, "default": False, "metavar": "BOOL"}
-    run = parser.add_argument_group("training", "With none of the three --do_ flags: all that the data allow.")
-    run.add_argument("--do_train", **on_off, help="train; evaluates too where there are validation data")
-    run.add_argument("--do_eval", **on_off, help="evaluate")
-    run.add_argument("--do_predict", **on_off, help="score the test data")
-    run.add_argument("--per_device_train_batch_size", type=int, default=16, help="examples per process and forward pass "
-                                                                                 "(default: %(default)s)")
-    run.add_argument("--per_device_eval_batch_size", type=int, default=16, help="the same in evaluation, where it changes "
-                                                                                "no score (default: %(default)s)")
-    run.add_argument("--gradient_accumulation_steps", type=int, default=1, help="forward passes per update (default: 1)")
-    run.add_argument("--learning_rate", type=float, default=5e-5, help="peak, for AdamW (default: %(default)s)")
-    run.add_argument("--weight_decay", type=float, default=0.0, help="never on biases and LayerNorm (default: %(default)s)")
-    run.add_argument("--max_grad_norm", type=float, default=1.0, help="0 does not clip (default: %(default)s)")
-    run.add_argument("--num_train_epochs", type=float, default=3.0, help="passes over the data (default: %(default)s)")
-    run.add_argument("--max_steps", type=int, default=-1, help="updates, instead of epochs (default: -1, by epochs)")
-    run.add_argument("--lr_scheduler_type", default="linear", help="course of the learning rate (default: %(default)s)",
-                     choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
-                              "constant_with_warmup", "inverse_sqrt"])
-    run.add_argument("--warmup_steps", type=float, default=0,
-                     help="updates, or below 1 a share of all updates; the same on any number of GPUs (default: 0)")
-    run.add_argument("--mixed_precision", choices=["auto", "no", "bf16", "fp16"], default="auto",
-                     help="auto: as the launcher says, else bf16 where the hardware computes it natively; "
-                          "no: float32 (default: %(default)s)")
-    run.add_argument("--gradient_checkpointing", **on_off, help="less memory, more time")
-    run.add_argument("--dataloader_num_workers", type=int, default=0, help="data workers per process (default: 0)")
-    run.add_argument("--cpu_threads", type=int, help="torch threads per process (default: cores / processes)")
-    run.add_argument("--seed", type=int, default=42, help="for weights, order, masks and dropout (default: %(default)s)")
-    out = parser.add_argument_group("output")
-    out.add_argument("--output_dir", default="outputs/mlm", help="where all goes (default: %(default)s)")
-    out.add_argument("--overwrite_output_dir", **on_off, help="train although a model or checkpoints lie there")
-    for name, verb in (("eval", "evaluate"), ("save", "save a checkpoint")):
-        out.add_argument(f"--{name}_strategy", choices=["no", "steps", "epoch"], default="epoch",
-                         help=f"when to {verb} within training (default: %(default)s)")
-    out.add_argument("--eval_steps", type=float, help="updates between evaluations, or below 1 a share of all (default: "
-                                                      "as --logging_steps)")
-    out.add_argument("--save_steps", type=float, default=500, help="the same for checkpoints (default: %(default)s)")
-    out.add_argument("--logging_steps", type=float, default=10, help="the same for the loss (default: %(default)s)")
-    out.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept (default: %(default)s)")
-    out.add_argument("--load_best_model_at_end", **on_off, help="keep the model of the lowest eval_loss")
-    out.add_argument("--resume_from_checkpoint", nargs="?", const="latest", metavar="latest|PATH",
-                     help="go on from a checkpoint; latest: the newest whole one in --output_dir")
-    out.add_argument("--report_to", nargs="+", choices=["none", "wandb", "trackio", "tensorboard"], default=["none"],
-                     help="trackers (default: none)")
-    out.add_argument("--run_name", help="name of the run in trackers (default: --output_dir)")
-    out.add_argument("--push_to_hub", **on_off, help="upload the model to the Hub at the end")
-    out.add_argument("--hub_model_id", help="repository to push to (default: the name of --output_dir)")
+def add_switch(group, name, help):
+    """Add a flag that is on or off, as transformers writes them: --flag, --flag true or --flag false."""
+    group.add_argument(name, nargs="?", const="true", default=False, metavar="BOOL", choices=["true", "false"], type=str.lower,
+                       help=f"{help} (default: off)")
 
 
 def parse_args(argv=None):
-    parser = ArgumentParser(description="Masked language modelling with an explicit Accelerate loop.", allow_abbrev=False)
-    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed here win")
+    parser = ArgumentParser(description="Masked language modelling with an explicit Accelerate loop.", allow_abbrev=False,
+                            formatter_class=partial(argparse.HelpFormatter, width=110, max_help_position=34))
+    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed beside it win")
     add_model_and_data_flags(parser)
     add_training_flags(parser)
+    add_output_flags(parser)
     argv = sys.argv[1:] if argv is None else list(argv)
-    config = ArgumentParser(add_help=False, allow_abbrev=False)
-    config.add_argument("--config")
-    path = config.parse_known_args(argv)[0].config
-    args, unknown = parser.parse_known_args((read_config(path, parser) if path else []) + argv)
+    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
+    only_config.add_argument("--config")
+    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
+    config = only_config.parse_known_args(argv)[0].config
+    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
     if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
+        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
         parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
+    for name, value in vars(args).items():
+        if value in ("true", "false"):
+            setattr(args, name, value == "true")
     check_args(args, parser)
     return args
 
 
+def add_model_and_data_flags(parser):
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add("--model", "--model_name_or_path", default="bert-base-uncased", help="Hub name or folder (default: %(default)s)")
+    add("--tokenizer_name", help="Hub name or folder of the tokenizer (default: the model's)")
+    add("--model_revision", default="main", help="branch, tag or commit on the Hub (default: %(default)s)")
+    add_switch(group, "--from_scratch", "the model's config alone, with random weights")
+    add("--config_overrides", metavar="KEY=VALUE,…", help="config settings to change, as hidden_dropout_prob=0; for "
+                                                          "pretrained models too")
+    add_switch(group, "--trust_remote_code", "run code that comes with the model")
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--dataset_name", help=f"Hub name or folder (default: {DEFAULT_DATASET} where no file is given)")
+    add("--dataset_config_name", help="configuration of that data set")
+    add("--train_file", nargs="+", help="files or globs to train on")
+    add("--validation_file", nargs="+", help="files or globs to evaluate on")
+    add("--test_file", nargs="+", help="files or globs for the predict_ scores at the end")
+    add("--text_column_name", default="text", help="column of a table (default: %(default)s)")
+    add("--validation_split_percentage", type=float, default=10, help="percent of the training rows to evaluate on where there "
+        "are no validation data, the same for every seed; 0 is none (default: %(default)s)")
+    add("--max_seq_length", type=int, default=128, help="tokens per example, [CLS] and [SEP] too (default: %(default)s)")
+    add_switch(group, "--line_by_line", "one example a line, cut off at --max_seq_length, not blocks of running text")
+    add("--max_train_samples", type=int, help="train on a random sample of so many examples (default: all)")
+    add("--max_eval_samples", type=int, help="the same for evaluation (default: all)")
+    add("--max_predict_samples", type=int, help="the same for test data (default: all)")
+    add("--preprocessing_num_workers", type=int, help="processes that tokenize (default: 1, whose threads use all cores)")
+    add_switch(group, "--overwrite_cache", "prepare the data anew even where the cache holds them")
+    add_switch(group, "--prepare_only", "prepare and cache the data, without a model, and end")
+    add("--text", nargs="+", help="texts with [MASK]: show the five best words for each; where there are data to train on, "
+                                  "before and after")
+    group = parser.add_argument_group("masking")
+    add = group.add_argument
+    add("--masking", choices=["token", "whole_word"], default="token", help="hide tokens or words (default: %(default)s)")
+    add("--mlm_probability", type=float, default=0.15, help="share to hide (default: %(default)s)")
+    add("--mask_replace_prob", type=float, default=0.8, help="share of the hidden shown as [MASK] (default: %(default)s)")
+    add("--random_replace_prob", type=float, default=0.1, help="share of the hidden shown as a random token; the rest is shown "
+                                                               "as it is (default: %(default)s)")
+
+
+def add_training_flags(parser):
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add_switch(group, "--do_train", "train, and evaluate where there are data for it; without any --do_ flag, all "
+                                            "that the data allow")
+    add_switch(group, "--do_eval", "evaluate")
+    add_switch(group, "--do_predict", "score the test data")
+    add("--per_device_train_batch_size", type=int, default=16, help="examples per process and pass (default: %(default)s)")
+    add("--per_device_eval_batch_size", type=int, default=16, help="the same in evaluation (default: %(default)s)")
+    add("--gradient_accumulation_steps", type=int, default=1, help="passes per update (default: %(default)s)")
+    add("--learning_rate", type=float, default=5e-5, help="peak, for AdamW (default: %(default)s)")
+    add("--weight_decay", type=float, default=0.0, help="never on biases and LayerNorm (default: %(default)s)")
+    add("--max_grad_norm", type=float, default=1.0, help="to clip at; 0 does not clip (default: %(default)s)")
+    add("--num_train_epochs", type=float, default=3.0, help="passes over the data (default: %(default)s)")
+    add("--max_steps", type=int, default=-1, help="updates, instead of epochs where above 0 (default: %(default)s)")
+    add("--lr_scheduler_type", default="linear", help="(default: %(default)s)", choices=[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"])
+    add("--warmup_steps", type=float, default=0, help="updates, or below 1 a share of all (default: %(default)s)")
+    add("--mixed_precision", choices=["auto", "no", "bf16", "fp16"], default="auto", help="auto: as the launcher says, else "
+        "bf16 where the hardware computes it natively; no: float32 (default: %(default)s)")
+    add_switch(group, "--gradient_checkpointing", "less memory, more time")
+    add("--dataloader_num_workers", type=int, default=0, help="data workers per process (default: %(default)s)")
+    add("--cpu_threads", type=int, help="torch threads per process (default: physical cores / processes)")
+    add("--seed", type=int, default=42, help="of weights, order, masks and dropout (default: %(default)s)")
+
+
+def add_output_flags(parser):
+    group = parser.add_argument_group("output")
+    add = group.add_argument
+    add("--output_dir", default="outputs/mlm", help="(default: %(default)s)")
+    add_switch(group, "--overwrite_output_dir", "train although a model or checkpoints lie there, and replace them")
+    add("--eval_strategy", choices=["no", "steps", "epoch"], default="epoch", help="when to evaluate (default: %(default)s)")
+    add("--eval_steps", type=float, help="updates, or below 1 a share of all (default: as --logging_steps)")
+    add("--save_strategy", choices=["no", "steps", "epoch"], default="epoch", help="when to save (default: %(default)s)")
+    add("--save_steps", type=float, default=500, help="updates, or below 1 a share of all (default: %(default)s)")
+    add("--logging_steps", type=float, default=10, help="the same, between two lines in log.jsonl (default: %(default)s)")
+    add("--save_total_limit", type=int, default=2, help="checkpoints that are kept (default: %(default)s)")
+    add_switch(group, "--load_best_model_at_end", "keep the model with the lowest eval_loss")
+    add("--resume_from_checkpoint", nargs="?", const="latest", metavar="latest|PATH", help="go on from a checkpoint; latest is "
+        "the newest whole one in --output_dir")
+    add("--report_to", nargs="+", choices=["none", "wandb", "trackio", "tensorboard"], default=["none"], help="(default: none)")
+    add("--run_name", help="name in the trackers (default: --output_dir)")
+    add_switch(group, "--push_to_hub", "upload the model to the Hub at the end")
+    add("--hub_model_id", help="repository to push to (default: the last part of --output_dir)")
+
+
 def check_args(args, parser):
     """Find settings that cannot work before anything is loaded, and fill in those that depend on others."""
-    if args.max_seq_length < 3:
-        parser.error(f"--max_seq_length is {args.max_seq_length}; [CLS], one token and [SEP] need at least 3")
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-                 "save_total_limit", "max_train_samples", "max_eval_samples", "max_predict_samples", "cpu_threads",
-                 "preprocessing_num_workers"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; expected at least 1")
-    for name in ("seed", "dataloader_num_workers", "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
-        if not getattr(args, name) >= 0:  # not < 0, which nan would pass
-            parser.error(f"--{name} is {getattr(args, name)}; expected 0 or more")
-    args.eval_steps = args.eval_steps or args.logging_steps
-    for name in ("eval_steps", "save_steps", "logging_steps", "num_train_epochs"):
-        if not getattr(args, name) > 0:
-            parser.error(f"--{name} is {getattr(args, name)}; expected more than 0")
-    if not 0 <= args.validation_split_percentage < 100:
-        parser.error(f"--validation_split_percentage is {args.validation_split_percentage}; expected 0 to below 100")
-    if not 0 < args.mlm_probability <= 1:
-        parser.error(f"--mlm_probability is {args.mlm_probability}; expected a share above 0 and up to 1, such as 0.15")
-    if min(args.mask_replace_prob, args.random_replace_prob) < 0 or args.mask_replace_prob + args.random_replace_prob > 1:
-        parser.error(f"--mask_replace_prob is {args.mask_replace_prob} and --random_replace_prob is "
-                     f"{args.random_replace_prob}; expected two shares that add up to at most 1, such as 0.8 and 0.1")
-    if args.load_best_model_at_end and (args.eval_strategy != args.save_strategy or args.save_strategy == "no" or (
+    args.eval_steps = args.logging_steps if args.eval_steps is None else args.eval_steps
+    probabilities = "mask_replace_prob random_replace_prob"
+    bounds = {"max_seq_length": (3, math.inf, "3 or more: [CLS], one token and [SEP]"), "validation_split_percentage": (
+        0, 99, "0 to 99"), "mlm_probability": (1e-9, 1, "a share above 0 and up to 1"), probabilities: (0, 1, "0 to 1"),
+        "seed dataloader_num_workers learning_rate weight_decay max_grad_norm warmup_steps": (0, math.inf, "0 or more"),
+        "eval_steps save_steps logging_steps num_train_epochs": (1e-9, math.inf, "more than 0"),
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit cpu_threads "
+        "max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers": (1, math.inf, "1 or more")}
+    for names, (low, high, expected) in bounds.items():
+        for name in names.split():
+            value = getattr(args, name)
+            if value is not None and not low <= value <= high:
+                parser.error(f"--{name} is {value}; expected {expected}")
+    if args.mask_replace_prob + args.random_replace_prob > 1:
+        parser.error("--mask_replace_prob and --random_replace_prob add up to more than 1; give shares such as 0.8 and 0.1")
+    if args.load_best_model_at_end and (args.save_strategy == "no" or args.eval_strategy != args.save_strategy or (
             args.save_strategy == "steps" and args.save_steps % args.eval_steps)):
-        parser.error("--load_best_model_at_end needs a checkpoint of each model that is evaluated: give --save_strategy "
-                     "and --eval_strategy the same value (steps or epoch), and --save_steps a multiple of --eval_steps")
+        parser.error("--load_best_model_at_end needs scores of every model that is saved: give --save_strategy and "
+                     "--eval_strategy the same value, and --save_steps a multiple of --eval_steps")
     if args.resume_from_checkpoint and args.overwrite_output_dir:
-        parser.error("--resume_from_checkpoint goes on with what --overwrite_output_dir would remove; give one of them")
-    for package in set(args.report_to) - {"none"}:
+        parser.error("--overwrite_output_dir would remove what --resume_from_checkpoint goes on with; give one of them")
+    args.report_to = sorted({*args.report_to} - {"none"})
+    for package in args.report_to:
         if not importlib.util.find_spec(package):  # accelerate would log nothing and say nothing
             parser.error(f"--report_to {package}: the package is not installed; pip install {package}")
-    files = args.train_file or args.validation_file or args.test_file
+    files, todo = args.train_file or args.validation_file or args.test_file, args.do_train or args.do_eval or args.do_predict
     if files and args.dataset_name:
         parser.error("--dataset_name and files were given; expected one of the two")
-    if not (files or args.dataset_name or (args.text and not args.do_train and not args.do_eval and not args.do_predict)):
+    if not files and not args.dataset_name and (todo or not args.text):
         args.dataset_name = DEFAULT_DATASET
-    if not (args.do_train or args.do_eval or args.do_predict):
-        args.do_train = bool(args.train_file or args.dataset_name)
-        args.do_eval, args.do_predict = True, bool(args.test_file)
+    if not todo:
+        args.do_train, args.do_predict = bool(args.train_file or args.dataset_name), bool(args.test_file)
+        args.do_eval = bool(args.train_file or args.validation_file or args.dataset_name)
     if args.do_train and not (args.train_file or args.dataset_name):
-        parser.error("--do_train needs --train_file or --dataset_name")
+        parser.error("--do_train has nothing to train on: give --train_file or --dataset_name")
     args.run_name = args.run_name or args.output_dir
-    args.report_to = [name for name in args.report_to if name != "none"]
 
 
 # ---------------------------------------------------------------- data
 
 
 def find_sources(files, dataset_name, dataset_config_name, column, splits):
-    """Find the text of each split.
+    """Find the text of each split: dict of split to (fingerprint of its content, function that yields batches, name).
 
     Args:
-        files: paths and globs of each split, a dict; None where there are none.
+        files: dict of split to paths and globs, or None.
         dataset_name, dataset_config_name: a data set of the Hub, or a folder, instead of files.
         column: the column that holds the text.
         splits: the splits that are wanted.
 
-    Returns:
-        dict of split to (fingerprint of its content, function that yields batches of (texts, documents), name).
-
     Raises:
-        InputError: a file, the data set or the column is not there.
+        InputError: a file, the data set or its column is not there.
     """
     sources = {}
+    for split in splits if not dataset_name else ():
+        if files[split]:
+            paths = find_files(files[split], f"--{split}_file")
+            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
+            sources[split] = (hash_files(paths), partial(read_all_texts, paths, column), name)
     if not dataset_name:
-        for split in splits:
-            if files[split]:
-                paths = find_files(files[split], f"--{split}_file")
-                name = ", ".join(map(os.path.basename, paths[:3])) + (f" and {len(paths) - 3} more" if paths[3:] else "")
-                sources[split] = (hash_files(paths), partial(read_all_texts, paths, column), name)
         return sources
     try:
         loaded = datasets.load_dataset(dataset_name, dataset_config_name)
-    except Exception as error:  # whatever the Hub, a proxy, a file system or a damaged file comes up with
-        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {str(error).strip().splitlines()[0]} Check the "
-                         "name, and --dataset_config_name. Without network, give --train_file with a file of your own, "
-                         "or a folder that holds the data set, or load it once where there is network, and bring "
-                         f"{datasets.config.HF_DATASETS_CACHE} along.") from None
+    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
+        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {' '.join(str(error).split())[:200]} Check the name "
+                         "and --dataset_config_name. Without network, give --train_file with a file of your own, a folder that "
+                         f"holds the data set, or bring along {datasets.config.HF_DATASETS_CACHE} from where there is one.") from None
     for split in splits:
         if split in loaded:
             if column not in loaded[split].column_names:
                 raise InputError(f"--dataset_name {dataset_name}: there is no column {column!r}; the columns are "
-                                 f"{', '.join(loaded[split].column_names)}. Name one with --text_column_name.")
-            rows = loaded[split].select_columns(column)
+                                 f"{', '.join(loaded[split].column_names)}. Name the one with the text by --text_column_name.")
 
-            def batches(rows=rows):
-                for start in range(0, len(rows), 10_000):
-                    texts = rows[start : start + 10_000][column]
-                    kept = [i for i, text in enumerate(texts) if text and text.strip()]
-                    yield [texts[i].strip() for i in kept], [start + i for i in kept]
-
-            sources[split] = (f"{rows._fingerprint} {column}", batches, f"{dataset_name} ({split})")
+            name = f"{dataset_name} ({split})"
+            sources[split] = (f"{loaded[split]._fingerprint} {column}", partial(read_dataset, loaded[split], column), name)
     return sources
 
 
-def write_texts(batches, path):
-    """Write batches of (texts, documents) to an Arrow file, and count what a look at the data should tell.
+def read_dataset(rows, column):
+    """Read the texts of a Dataset as read_texts reads those of a file: yields (texts, row numbers)."""
+    for start in range(0, len(rows), 10_000):
+        texts = enumerate(rows[start : start + 10_000][column], start)
+        filled = [(number, text.strip()) for number, text in texts if text and text.strip()]
+        yield [text for _, text in filled], [number for number, _ in filled]
 
-    Returns:
-        dict of counts: paragraphs, repeated (paragraphs that stood before), words (parted by blanks), characters.
-    """
+
+def write_texts(batches, path):
+    """Write batches of (texts, documents) to an Arrow file. Returns counts: paragraphs, repeated, words, characters."""
     schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
     counts, hashes = {"paragraphs": 0, "words": 0, "characters": 0}, []
     with pa.OSFile(f"{path}.tmp", "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
-            writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string()), pa.array(documents)], schema))
+            writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string()), pa.array(documents, pa.int64())], schema))
             counts["paragraphs"] += len(texts)
-            counts["words"] += sum(text.count(" ") for text in texts) + len(texts)
+            counts["words"] += sum(text.count(" ") + 1 for text in texts)
             counts["characters"] += sum(map(len, texts))
             hashes.append(np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts)))
     os.replace(f"{path}.tmp", path)
@@ -317,28 +289,26 @@ def write_texts(batches, path):
 
 
 def tokenize_batch(table, tokenizer):
-    """Tokenize an Arrow table's column `text` into `ids`, lists of int32 over one flat array."""
+    """Tokenize the column `text` of an Arrow table: lists of int32 over one flat array, in the column `ids`."""
     ids, offsets = tokenizer(table["text"].to_pylist())
-    return pa.table({"ids": pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(ids)),
-                     "document": table["document"]})
+    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids), "document": table["document"]})
 
 
 class ExampleCutter:
     """Cut tokenized paragraphs into examples: blocks of running text, or lines.
 
-    A block is [CLS], max_seq_length - 2 tokens and [SEP], with one [SEP] between two documents. What one batch of `map`
-    leaves over goes on in the next, so that only the last remainder is dropped. A line is cut off at the same length.
+    A block is [CLS], `size` tokens and [SEP], with one [SEP] between two documents. What one batch of `map` leaves over
+    goes on in the next, so that only the last remainder is dropped. A line is cut off at `size` tokens.
 
     Args:
         size: tokens per example, without [CLS] and [SEP].
-        cls_id, sep_id: ids of these two. unk_id: id of the unknown token, which is counted.
+        edges: ids of [CLS] and [SEP]. unknown_id: of [UNK], which is counted.
         line_by_line: examples are lines instead of blocks.
         rows: which of the paragraphs to take; bool array of shape (paragraphs,).
     """
 
-    def __init__(self, size, cls_id, sep_id, unk_id, line_by_line, rows):
-        self.size, self.cls_id, self.sep_id, self.unk_id = size, cls_id, sep_id, unk_id
-        self.line_by_line, self.rows = line_by_line, rows
+    def __init__(self, size, edges, unknown_id, line_by_line, rows):
+        self.size, self.edges, self.unknown_id, self.line_by_line, self.rows = size, edges, unknown_id, line_by_line, rows
         self.rest, self.document, self.examples = np.zeros(0, np.int32), None, 0
         self.counts = {"tokens": 0, "unknown": 0, "shortened": 0}
 
@@ -348,101 +318,126 @@ class ExampleCutter:
         lengths = np.diff(offsets)  # (paragraphs,)
         kept = self.rows[indices] & (lengths > 0)  # a paragraph of control characters has no tokens
         flat = lists.values.to_numpy()[offsets[0] : offsets[-1]][np.repeat(kept, lengths)]  # (tokens,)
-        lengths, documents = lengths[kept], documents[kept]
         self.counts["tokens"] += len(flat)
-        self.counts["unknown"] += int((flat == self.unk_id).sum())
-        rows, bounds = self.cut_lines(flat, lengths) if self.line_by_line else self.cut_blocks(flat, lengths, documents)
-        ids = pa.array(np.arange(self.examples, self.examples + len(bounds) - 1))
+        self.counts["unknown"] += int((flat == self.unknown_id).sum())
+        rows, bounds = (self.cut_lines(flat, lengths[kept]) if self.line_by_line
+                        else self.cut_blocks(flat, lengths[kept], documents[kept]))
+        ids = np.arange(self.examples, self.examples + len(bounds) - 1)
         self.examples += len(ids)
-        return pa.table({"id": ids, "input_ids": pa.LargeListArray.from_arrays(pa.array(bounds), pa.array(rows))})
+        return pa.table({"id": ids, "input_ids": pa.LargeListArray.from_arrays(bounds, rows)})
 
     def cut_lines(self, flat, lengths):
-        place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # of a token in its line
+        place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # of each token in its line
         self.counts["shortened"] += int((lengths > self.size).sum())
         flat, lengths = flat[place < self.size], np.minimum(lengths, self.size)
-        starts = np.cumsum(lengths) - lengths
-        rows = np.insert(flat, np.stack([starts, starts + lengths], axis=1).ravel(), [self.cls_id, self.sep_id] * len(starts))
-        return rows, np.concatenate([[0], np.cumsum(lengths + 2)])
+        ends = np.cumsum(lengths)
+        edges = np.stack([ends - lengths, ends], axis=1).ravel()  # where a line begins, and where it ends
+        return np.insert(flat, edges, self.edges * len(ends)), np.cumsum([0, *(lengths + 2)])
 
     def cut_blocks(self, flat, lengths, documents):
         if len(documents):
-            before = np.concatenate([[documents[0] if self.document is None else self.document], documents[:-1]])
+            before = np.concatenate([documents[:1] if self.document is None else [self.document], documents[:-1]])
             self.document = documents[-1]
-            flat = np.insert(flat, (np.cumsum(lengths) - lengths)[documents != before], self.sep_id)
+            flat = np.insert(flat, (np.cumsum(lengths) - lengths)[documents != before], self.edges[1])
         flat = np.concatenate([self.rest, flat])
         blocks = flat[: len(flat) // self.size * self.size].reshape(-1, self.size)
         self.rest = flat[blocks.size :]
-        edge = np.ones((len(blocks), 1), np.int32)
-        rows = np.hstack([edge * self.cls_id, blocks, edge * self.sep_id])  # (blocks, size + 2)
-        return rows.ravel(), np.arange(len(blocks) + 1) * (self.size + 2)
+        first, last = (np.full((len(blocks), 1), edge, dtype=np.int32) for edge in self.edges)
+        return np.hstack([first, blocks, last]).ravel(), np.arange(len(blocks) + 1) * (self.size + 2)
 
 
-def prepare_split(source, name, tokenizer, *, max_seq_length, line_by_line, part, num_proc, cache_dir, overwrite):
-    """Turn the text of a source into examples, or find them in the cache.
+def prepare_split(source, part, tokenizer, *, max_seq_length, line_by_line, num_proc, overwrite):
+    """Turn the text of a source into examples, or find them in the cache, by content.
 
     Args:
         source: (fingerprint, function that yields batches, name), as find_sources returns.
-        name: of the split, for messages.
-        part: (which, percent): "all" paragraphs, all but the "rest" of so many percent that is drawn for validation, or
-            this "drawn" part. Rows are drawn by their number alone.
-        cache_dir: folder of the prepared data; they are found by content, wherever the files lie.
+        part: (which, percent): "all" paragraphs, the "drawn" ones of so many percent, drawn by row number alone, or the "rest".
 
     Returns:
-        (examples, counts): a Dataset of `id` and `input_ids` (int32 lists, special tokens included), and a dict.
-
-    Raises:
-        InputError: the text cannot be read, or is too short for one example.
+        (examples, counts): a Dataset of `id` and `input_ids` (int32 lists, special tokens included), and a dict of counts,
+        whose `key` tells apart what was prepared from other content or with other settings.
     """
-    fingerprint, batches, source_name = source
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else repr(tokenizer) + json.dumps(tokenizer.get_vocab())
-    text_key = hashlib.sha256(f"1 {fingerprint} {words}".encode()).hexdigest()[:32]
+    fingerprint, batches, _ = source
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else f"{tokenizer!r} {tokenizer.get_vocab()}"
+    text_key = hashlib.sha256(f"1 {fingerprint} {vocabulary}".encode()).hexdigest()[:32]
     key = hashlib.sha256(f"{text_key} {max_seq_length} {line_by_line} {part}".encode()).hexdigest()[:32]
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    examples, facts = cache_dir / f"examples-{key}.arrow", cache_dir / f"examples-{key}.json"
-    if overwrite or not (examples.exists() and facts.exists()):
-        text, text_facts = cache_dir / f"text-{text_key}.arrow", cache_dir / f"text-{text_key}.json"
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
+    cache.mkdir(parents=True, exist_ok=True)
+    prepared, facts, text = (cache / name for name in (f"examples-{key}.arrow", f"examples-{key}.json", f"text-{text_key}.arrow"))
+    if overwrite or not (prepared.exists() and facts.exists()):
+        text_facts = text.with_suffix(".json")
         if overwrite or not (text.exists() and text_facts.exists()):
-            text_facts.write_text(json.dumps(write_texts(batches(), str(text))), encoding="utf-8")
+            text_facts.write_text(json.dumps(write_texts(batches(), text)), encoding="utf-8")
         counts = json.loads(text_facts.read_text(encoding="utf-8"))
         texts = datasets.Dataset.from_file(str(text)).with_format("arrow")
-        flat_tokenizer = FlatTokenizer(tokenizer, texts[:100]["text"].to_pylist(), datasets.logging.get_logger("run_mlm").warning)
+        flat_tokenizer = FlatTokenizer(tokenizer, texts[:100]["text"].to_pylist(), tqdm.write)
         at_once = max(1, int(2e6 * counts["paragraphs"] / counts["characters"]))  # paragraphs in about 2 MB
-        cached = {"batched": True, "load_from_cache_file": not overwrite}
-        tokens = texts.map(tokenize_batch, fn_kwargs={"tokenizer": flat_tokenizer}, batch_size=at_once, num_proc=num_proc,
-                           remove_columns=["text"], new_fingerprint=text_key, desc=f"Tokenizing ({flat_tokenizer.name})",
-                           cache_file_name=str(cache_dir / f"tokens-{text_key}.arrow"), **cached)
+        tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once, fn_kwargs={"tokenizer": flat_tokenizer},
+                           remove_columns=["text"], num_proc=num_proc, load_from_cache_file=not overwrite, new_fingerprint=text_key,
+                           cache_file_name=str(cache / f"tokens-{text_key}.arrow"), desc=f"Tokenizing ({flat_tokenizer.name})")
         drawn = np.zeros(len(tokens), dtype=bool)
         share = min(max(1, round(len(tokens) * part[1] / 100)), len(tokens) - 1)
         drawn[np.random.default_rng(0).permutation(len(tokens))[:share]] = True
-        cutter = ExampleCutter(max_seq_length - 2, *edge_ids(tokenizer), tokenizer.unk_token_id, line_by_line,
-                               {"all": np.ones(len(tokens), dtype=bool), "drawn": drawn, "rest": ~drawn}[part[0]])
-        tokens.map(cutter, with_indices=True, batch_size=max(1, at_once), remove_columns=["ids", "document"], desc="Cutting",
-                   new_fingerprint=key, cache_file_name=str(examples), load_from_cache_file=False, batched=True)
+        cutter = ExampleCutter(max_seq_length - 2, edge_ids(tokenizer), tokenizer.unk_token_id, line_by_line,
+                               {"all": drawn | True, "drawn": drawn, "rest": ~drawn}[part[0]])
+        tokens.map(cutter, batched=True, batch_size=at_once, with_indices=True, remove_columns=["ids", "document"],
+                   load_from_cache_file=False, new_fingerprint=key, cache_file_name=str(prepared), desc="Cutting")
         facts.write_text(json.dumps(counts | cutter.counts | {"key": key}), encoding="utf-8")
-    rows, counts = datasets.Dataset.from_file(str(examples)), json.loads(facts.read_text(encoding="utf-8"))
-    if not len(rows):
-        raise InputError(f"{source_name}: the {name} part has {counts['tokens']:,} tokens, too few for one block of "
-                         f"{max_seq_length}. Give more text, a smaller --max_seq_length, --line_by_line for one example a line"
-                         + (", or --validation_file with text of its own." if part[0] == "drawn" else "."))
-    return rows.with_format("numpy"), counts
+    return datasets.Dataset.from_file(str(prepared)).with_format("numpy"), json.loads(facts.read_text(encoding="utf-8"))
 
 
 def edge_ids(tokenizer):
-    """Ids that begin and end an example: [CLS] and [SEP], or what stands for them. Raises InputError without them."""
-    first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
-    last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    if first is None or last is None:
-        raise InputError("the tokenizer has no [CLS] or no [SEP] token, which begin and end each example. "
-                         "Take the tokenizer of a BERT-style encoder, with --tokenizer_name.")
-    return first, last
+    """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
+    return [tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
+            tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
 
 
-def draw_sample(examples, number, seed):
-    """Take a random sample of so many examples, in their order; all where number is None or not below their count."""
-    if number is None or number >= len(examples):
-        return examples
-    return examples.select(np.sort(np.random.default_rng(seed).permutation(len(examples))[:number]))
+def prepare_data(args, tokenizer):
+    """Prepare the splits that the run needs: dict of split to (examples, counts, name of the source)."""
+    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    splits = ["train", "validation"] + ["test"] * (args.do_predict or bool(args.prepare_only and args.test_file))
+    sources = find_sources(files, args.dataset_name, args.dataset_config_name, args.text_column_name, splits)
+    parts = {split: (source, ("all", 0)) for split, source in sources.items()}
+    if "validation" not in sources and "train" in sources and args.validation_split_percentage:
+        parts["train"] = (sources["train"], ("rest", args.validation_split_percentage))
+        parts["validation"] = (sources["train"], ("drawn", args.validation_split_percentage))
+    if not (args.do_train or args.prepare_only):
+        parts.pop("train", None)
+    for flag, split in (("do_predict", "test"), ("do_eval", "validation")):
+        if getattr(args, flag) and split not in parts and not (args.do_train and split == "validation"):
+            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split of the name {split}")
+    data = {}
+    for split, (source, part) in parts.items():
+        examples, counts = prepare_split(source, part, tokenizer, max_seq_length=args.max_seq_length, line_by_line=args.line_by_line,
+                                         num_proc=args.preprocessing_num_workers, overwrite=args.overwrite_cache)
+        if not len(examples):
+            raise InputError(f"{source[2]}: its {split} part has {counts['tokens']:,} tokens, too few for one block of "
+                             f"{args.max_seq_length}. Give more text, a smaller --max_seq_length, --line_by_line"
+                             + (", or --validation_file." if part[0] == "drawn" else "."))
+        number = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}[split]
+        if number is not None and number < len(examples):  # drawn for evaluation with the same seed in every run
+            order = np.random.default_rng(args.seed if split == "train" else 0).permutation(len(examples))
+            examples = examples.select(np.sort(order[:number]))
+        data[split] = (examples, counts, source[2])
+    return data
+
+
+def describe_data(data, max_seq_length, line_by_line, say):
+    """Say what the data are, and what looks wrong with them."""
+    for split, (examples, counts, name) in data.items():
+        kind = "lines of up to" if line_by_line else "blocks of"
+        say(f"{split.capitalize():<11} {len(examples):,} {kind} {max_seq_length} tokens, from {name} ({counts['tokens']:,} tokens)")
+    _, counts, name = next(iter(data.values()))
+    pieces = sum(part["tokens"] for _, part, source in data.values() if source == name) / counts["words"]
+    repeated, shortened = counts["repeated"] / counts["paragraphs"], counts["shortened"] / counts["paragraphs"]
+    unknown = counts["unknown"] / max(1, counts["tokens"])
+    say(f"Text        {counts['paragraphs']:,} paragraphs, {repeated:.1%} of them repeated; {pieces:.2f} tokens a word, "
+        f"{unknown:.2%} unknown" + (f"; {counts['shortened']:,} lines cut off" if line_by_line else ""))
+    for wrong, warning in ((repeated > 0.1, "many paragraphs stand there more than once, some trained and evaluated on alike"),
+                           (unknown > 0.01 or pieces > 2.5, "the tokenizer knows few of these words; another model may fit better"),
+                           (shortened > 0.1, "many lines are cut off; a larger --max_seq_length, or blocks, would use their ends")):
+        if wrong:
+            say(f"  Careful:  {warning}")
 
 
 # ---------------------------------------------------------------- masks and order
@@ -497,27 +492,16 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
 
 # Copied from utils.collators.word_continuations
 def word_continuations(tokenizer):
-    """Say for each token of the vocabulary whether it goes on with the word before it.
+    """Say for each token of the vocabulary whether it goes on with the word before it: bool array of shape (vocab,).
 
-    Knows WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) by the sign that more of the
-    vocabulary carries. A vocabulary without any such sign is one of whole words or characters: nothing goes on.
-
-    Args:
-        tokenizer: any tokenizer of transformers.
-
-    Returns:
-        bool array of shape (vocab,): index a sequence of ids with it to get mask_tokens' `continues`.
+    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most tokens
+    carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
     """
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    tokens = [token or "" for token in tokens]  # a vocabulary can have holes
+    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]  # may have holes
     counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
     sign = max(counts, key=counts.get)
-    if not counts[sign]:
-        return np.zeros(len(tokens), dtype=bool)
-    # In byte-level BPE a line feed (Ċ), a tab (ĉ) and a carriage return (č) part words as a blank (Ġ) does.
-    starts = {"##": (), "Ġ": ("Ġ", "Ċ", "ĉ", "č"), "▁": ("▁",)}[sign]
-    continues = np.array([token.startswith("##") if sign == "##" else not token.startswith(starts)
-                          for token in tokens])
+    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign  # line feed, tab and carriage return part words too
+    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens]) & (counts[sign] > 0)
     continues[list(tokenizer.added_tokens_decoder)] = False  # [CLS] and its like, and words that a user added
     return continues
 
@@ -533,7 +517,7 @@ def pad(rows, value):
 
 # Copied from utils.collators.MaskingCollator
 class MaskingCollator:
-    """Pad a batch to its longest example and hide tokens, freshly each epoch.
+    """Pad a batch to its longest example and hide tokens, freshly each epoch (set `epoch`).
 
     Args:
         pad_id: id of the padding token.
@@ -543,29 +527,26 @@ class MaskingCollator:
     """
 
     def __init__(self, *, pad_id, special, continues=None, **settings):
-        self.pad_id, self.special, self.continues, self.settings = pad_id, special, continues, settings
-        self.epoch = 0
+        self.pad_id, self.special, self.continues, self.settings, self.epoch = pad_id, special, continues, settings, 0
 
     def __call__(self, examples):
-        """Make a batch of examples, each a dict of `id` and `input_ids` (seq,); none at all is allowed.
+        """Make a batch of examples, each a dict of `id` and `input_ids` (seq,). There may be none.
 
         Returns:
-            input_ids: (batch, seq). attention_mask: (batch, seq), only where a row is padded. positions: indices
-            into the flattened batch of the tokens to predict, (predicted,). targets: their ids, (predicted,).
+            input_ids: (batch, seq). attention_mask: the same, only where a row is padded. positions: of the tokens to
+            predict in the flattened batch, (predicted,). targets: their ids, (predicted,).
         """
         if not examples:  # the last global batch can leave a process without any: it joins, and predicts nothing
-            empty = torch.zeros(0, dtype=torch.int64)
-            return {"input_ids": torch.zeros((1, 2), dtype=torch.int64), "positions": empty, "targets": empty}
+            examples = [{"id": 0, "input_ids": np.flatnonzero(self.special)[:1]}]
         pairs = []
         for example in examples:
             ids = np.asarray(example["input_ids"], dtype=np.int64)
             continues = None if self.continues is None else self.continues[ids]
             pairs.append(mask_tokens(ids, self.special[ids], epoch=self.epoch, example_id=int(example["id"]),
                                      continues=continues, **self.settings))
-        labels = pad([labels for _, labels in pairs], -100)  # (batch, seq)
-        positions = (labels.ravel() != -100).nonzero().ravel()  # found on the CPU: a GPU would have to be waited for
-        batch = {"input_ids": pad([ids for ids, _ in pairs], self.pad_id), "positions": positions,
-                 "targets": labels.ravel()[positions]}
+        labels = pad([labels for _, labels in pairs], -100).ravel()  # (batch x seq,)
+        positions = (labels != -100).nonzero().ravel()  # found here, on the CPU: on a GPU it would have to be waited for
+        batch = {"input_ids": pad([ids for ids, _ in pairs], self.pad_id), "positions": positions, "targets": labels[positions]}
         if len({len(ids) for ids, _ in pairs}) > 1:  # without padding, attention is faster with no mask at all
             batch["attention_mask"] = pad([np.ones_like(ids) for ids, _ in pairs], 0)
         return batch
@@ -576,28 +557,25 @@ class GlobalBatchSampler(Sampler):
     """Micro-batches of one process, such that update k sees the same examples on any number of processes.
 
     An epoch's order is `default_rng((seed, epoch)).permutation(n)`, cut into global batches of batch_size x
-    accumulation_steps x num_processes examples. The last one may be smaller; no example stands twice.
+    accumulation_steps x num_processes examples; the last may be smaller, and no example stands twice. Set `epoch` before
+    each pass, and `first_update` where a resume goes on within it: nothing before it is read.
 
     Args:
         n: number of examples.
-        batch_size: examples per process and forward pass.
-        accumulation_steps: forward passes per update.
-        num_processes: processes that train together.
-        rank: which of them this is, from 0.
+        batch_size: examples per process and pass. accumulation_steps: passes per update.
+        num_processes, rank: how many processes train together, and which this is.
         seed: seed of the run, at least 0.
-
-    Set `epoch` before each pass, and `first_update` where a resume goes on within it: nothing before it is read.
     """
 
     def __init__(self, n, batch_size, accumulation_steps, num_processes, rank, seed):
         self.n, self.batch_size, self.accumulation_steps = n, batch_size, accumulation_steps
-        self.num_processes, self.rank, self.seed = num_processes, rank, seed
-        self.epoch = self.first_update = 0
+        self.num_processes, self.rank, self.seed, self.epoch, self.first_update = num_processes, rank, seed, 0, 0
+        self.global_batch = batch_size * accumulation_steps * num_processes
+        self.updates_per_epoch = -(-n // self.global_batch)
 
     def __iter__(self):
         # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0 in epoch 1.
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
-        size = self.batch_size * self.accumulation_steps * self.num_processes
+        order, size = np.random.default_rng((self.seed, self.epoch)).permutation(self.n), self.global_batch
         for start in range(self.first_update * size, self.n - size + 1, size):
             for i in range(self.accumulation_steps):
                 at = start + (i * self.num_processes + self.rank) * self.batch_size
@@ -606,75 +584,71 @@ class GlobalBatchSampler(Sampler):
             pieces = np.array_split(order[self.n - self.n % size :], self.accumulation_steps * self.num_processes)
             yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
 
+    def examples_until(self, update):
+        """Count the examples, of all processes, that the updates up to this one have seen."""
+        epochs, updates = divmod(update, self.updates_per_epoch)
+        return epochs * self.n + updates * self.global_batch
+
 
 # ---------------------------------------------------------------- model
 
 
 def load_pretrained(load, flag, name, **settings):
-    """Call a `from_pretrained`; what cannot be loaded is an InputError that says what to do."""
+    """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
     try:
         return load(name, **settings)
     except Exception as error:  # a wrong name, no network, a damaged file, a size that does not fit: all the user's to mend
-        what = " ".join(str(error).split())[:300]
-        advice = ("The folder needs config.json, tokenizer.json and model.safetensors." if os.path.isdir(name) else
-                  "There is no folder of that name, so it was looked up on the Hub. Check the spelling; without network, "
-                  f"load it where there is one (hf download {name} --local-dir DIR) and give that folder.")
-        raise InputError(f"{flag} {name}: cannot be loaded: {what} {advice}") from None
+        advice = ("Expected a folder with config.json, tokenizer.json and model.safetensors." if os.path.isdir(name) else
+                  "It is no folder, so it was looked up on the Hub: check the spelling. Without network, load it where there is "
+                  f"one (hf download {name} --local-dir DIR) and give that folder.")
+        raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
 
 
 def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_length, **hub):
-    """Load what is needed to prepare data: (config, tokenizer). Raises InputError where they do not fit the task."""
+    """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
     config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
-    if config_overrides:
-        try:
-            config.update_from_string(config_overrides)
-        except (ValueError, IndexError) as error:
-            raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,KEY=VALUE with keys of "
-                             "the model's config.json") from None
-    flag = "--tokenizer_name" if tokenizer_name else "--model"
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, tokenizer_name or model, **hub)
-    if tokenizer.mask_token_id is None:
-        raise InputError(f"{flag} {tokenizer_name or model}: its tokenizer has no mask token, so nothing can be hidden. "
-                         "Take a model that was made for masked language modelling, such as bert-base-uncased.")
-    if tokenizer.pad_token_id is None:
-        raise InputError(f"{flag} {tokenizer_name or model}: its tokenizer has no padding token. Take that of another model.")
-    positions = getattr(config, "max_position_embeddings", None) or 10**9
+    try:
+        config.update_from_string(config_overrides) if config_overrides else None
+    except (ValueError, IndexError) as error:
+        raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,… with keys of config.json") from None
+    flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)
+    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, name, **hub)
+    for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id),
+                        ("[CLS]", edge_ids(tokenizer)[0]), ("[SEP]", edge_ids(tokenizer)[1])):
+        if token is None:
+            raise InputError(f"{flag} {name}: its tokenizer has no {kind} token. Take a model that was made for masked language "
+                             "modelling, such as bert-base-uncased.")
+    if tokenizer.is_fast:  # what a tokenizer.json says of lengths is for other uses, and would change with each use
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
     if "roberta" in config.model_type or config.model_type in ("camembert", "longformer", "mpnet", "xmod", "data2vec-text"):
-        positions -= (config.pad_token_id or 0) + 1  # they count positions from behind the padding id
-    longest = min(positions, tokenizer.model_max_length)
+        longest = min(longest, config.max_position_embeddings - config.pad_token_id - 1)  # positions begin behind padding's id
     if max_seq_length > longest:
-        raise InputError(f"--max_seq_length is {max_seq_length}, but {model} takes at most {longest} tokens. "
-                         f"Give --max_seq_length {longest} or less.")
+        raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest} tokens. Give that or less.")
     return config, tokenizer
 
 
 def load_mlm_model(name, config, from_scratch, vocab_size, **hub):
-    """Load the model in float32, whatever it was stored in: (model, notes), lines that say which parts start at random."""
+    """Load the model in float32, whatever it was stored in: (model, note), which says what of it starts at random."""
     if from_scratch:
-        try:
-            model, missing = AutoModelForMaskedLM.from_config(config), None
-        except ValueError as error:
-            raise InputError(f"--model {name}: {' '.join(str(error).split())[:200]}") from None
-        notes = ["all weights start at random (--from_scratch)"]
+        model, _ = load_pretrained(lambda _: (AutoModelForMaskedLM.from_config(config, dtype=torch.float32), 0), "--model", name)
+        note = "all of it starts at random"
     else:
-        model, info = load_pretrained(AutoModelForMaskedLM.from_pretrained, "--model", name, config=config,
-                                      dtype=torch.float32, output_loading_info=True, **hub)
-        missing = sorted({key.rsplit(".", 1)[0] for key in info["missing_keys"]})
-        notes = [f"starts at random, since {name} has no weights for it: {', '.join(missing)}" if missing
-                 else "encoder and masked-language-modelling head both come trained"]
+        model, info = load_pretrained(AutoModelForMaskedLM.from_pretrained, "--model", name, config=config, dtype=torch.float32,
+                                      output_loading_info=True, **hub)
+        missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
+        note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
+                else "its masked-language-modelling head comes trained")
     if vocab_size > model.get_input_embeddings().num_embeddings:
-        notes.append(f"embeddings grow from {model.get_input_embeddings().num_embeddings} to {vocab_size} tokens, "
-                     "as the tokenizer has; the new ones start at random")
+        note += f"; embeddings grow from {model.get_input_embeddings().num_embeddings} to {vocab_size} tokens, the new ones at random"
         model.resize_token_embeddings(vocab_size)
-    return model, notes
+    return model, note
 
 
 @torch.no_grad()
 def fill_masks(model, tokenizer, texts, top_k=5):
-    """Fill the masks of texts with the most likely words, in float32 where the model is.
-
-    Returns:
-        A list for each text, of a list for each of its masks, of (word, probability) pairs, best first.
+    """Fill the masks of texts: a list for each text of a list for each mask of the best (word, probability) pairs.
 
     Raises:
         InputError: a text has no mask, or is too long for the model.
@@ -682,18 +656,18 @@ def fill_masks(model, tokenizer, texts, top_k=5):
     model.eval()
     answers = []
     for text in texts:
-        if tokenizer.mask_token not in text:  # what a mask looks like differs between models: allow BERT's for all
+        if tokenizer.mask_token not in text:  # models differ in how a mask is written; [MASK] will do for all
             text = text.replace("[MASK]", tokenizer.mask_token)
         inputs = tokenizer(text, return_tensors="pt").to(model.device)
-        longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**9)
-        if inputs["input_ids"].shape[1] > longest:
-            raise InputError(f"--text {text[:40]!r}…: {inputs['input_ids'].shape[1]} tokens; the model takes {longest}")
         masks = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().ravel()
-        if not len(masks):
-            raise InputError(f"--text {text[:60]!r}: there is no mask in it; write {tokenizer.mask_token} for a hidden word")
+        positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+        length, longest = inputs["input_ids"].shape[1], min(tokenizer.model_max_length, positions)
+        if not len(masks) or length > longest:
+            raise InputError(f"--text {text[:60]!r}: " + (f"{length} tokens; the model takes at most {longest}" if len(masks) else
+                             f"there is no mask in it; write {tokenizer.mask_token} for a hidden word"))
         best = model(**inputs).logits[0, masks].softmax(dim=-1).topk(top_k)  # (masks, top_k)
-        answers.append([[(tokenizer.decode([word]), p) for word, p in zip(words, probs, strict=True)]
-                        for words, probs in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
+        answers.append([[(tokenizer.decode([i]), p) for i, p in zip(ids, chances, strict=True)]
+                        for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
     return answers
 
 
@@ -702,82 +676,74 @@ def fill_masks(model, tokenizer, texts, top_k=5):
 
 # Copied from utils.masked_scores.masked_logits
 def masked_logits(model, batch):
-    """Run a masked language model, and its output layer only where a token is to be predicted.
+    """Run a masked language model, with its output layer only where a token is to be predicted.
 
-    The output layer costs as much as the encoder in small models, and six in seven of its rows would be thrown away.
-    A hook keeps the wanted rows; a model that does not call its output embeddings as a layer computes all of them.
+    That layer costs as much as the encoder in small models, and six in seven of its rows would be thrown away. A hook
+    keeps the wanted ones; of a model that does not call its output embeddings as a layer, all are computed.
 
     Args:
-        model: a model with `get_output_embeddings`, also inside DistributedDataParallel.
-        batch: `positions` (predicted,), `targets`, and the model's own inputs, such as `input_ids` (batch, seq).
+        model: a model with get_output_embeddings, also inside DistributedDataParallel.
+        batch: positions (predicted,) in the flattened batch, targets, and the model's inputs: input_ids (batch, seq) ….
 
     Returns:
-        float32 scores of shape (predicted, vocab), in the order of batch["positions"].
+        float32 scores of shape (predicted, vocab).
     """
-    inputs = {name: tensor for name, tensor in batch.items() if name not in ("positions", "targets")}
-    head = getattr(model, "module", model).get_output_embeddings()
-    tokens = batch["input_ids"].numel()
+    head, positions, tokens = getattr(model, "module", model).get_output_embeddings(), batch["positions"], batch["input_ids"].numel()
 
     def keep_positions(_, args):
-        hidden = args[0]
-        if hidden.shape[:-1].numel() != tokens:  # a head that works on something else than one row a token
-            return None
-        return hidden.reshape(tokens, -1)[batch["positions"]], *args[1:]
+        hidden = args[0]  # (batch, seq, hidden), or for some models (batch x seq, hidden)
+        fits = hidden.shape[:-1].numel() == tokens
+        return (hidden.reshape(tokens, -1)[positions], *args[1:]) if fits else None
 
-    handle = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else None
-    try:
-        logits = model(**inputs).logits
-    finally:
-        if handle:
-            handle.remove()
+    hook = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else nullcontext()
+    with hook:
+        logits = model(**{name: tensor for name, tensor in batch.items() if name not in ("positions", "targets")}).logits
     if logits.dim() == 3:
-        logits = logits.flatten(0, 1)[batch["positions"]]
+        logits = logits.flatten(0, 1)[positions]
     return logits.float()  # a sum of thousands of bfloat16 terms loses its last digits
 
 
 @torch.no_grad()
 def evaluate(model, examples, collator, batch_size, device, processes):
-    """Score a model on examples, exactly: sums over all processes, divided once. Masks depend on the example id alone.
+    """Score a model on examples, exactly: sums over all processes, divided once. Masks depend on the example's id alone.
 
     Args:
-        model: not wrapped for several processes: a wrapped one hangs where a process has no example.
-        examples: the Dataset, the same on each process, which scores its share.
-        collator: a MaskingCollator whose seed and epoch are 0.
+        model: not wrapped for several processes: the first pass of a wrapped one hangs where a process has no example.
+        examples: the same Dataset on each process, which scores its share.
+        collator: a MaskingCollator with seed 0 and epoch 0.
 
     Returns:
-        dict of eval_loss (nats per masked token), perplexity, eval_accuracy (of masked tokens) and masked_tokens.
+        dict of eval_loss (nats per masked token), perplexity, eval_accuracy (of masked tokens).
+
+    Raises:
+        InputError: not one token was masked.
     """
     model.eval()
     mine = Subset(examples, range(processes.rank, len(examples), processes.num_processes))  # no example stands twice
-    losses, hits, count = [torch.zeros(())], [torch.zeros(())], 0
+    losses, hits, count = [], [], 0
     batches = DataLoader(mine, batch_size=batch_size, collate_fn=collator, generator=torch.Generator())
-    for batch in tqdm(batches, desc="Evaluating", disable=True if processes.rank else None, leave=False):
+    for batch in tqdm(batches, desc="Evaluating", disable=processes.rank > 0 or None, leave=False):
         batch = send_to_device(batch, device)
-        logits = masked_logits(model, batch)
-        losses.append(F.cross_entropy(logits, batch["targets"], reduction="sum"))  # scalar, nats
+        logits = masked_logits(model, batch)  # (predicted, vocab)
+        losses.append(F.cross_entropy(logits, batch["targets"], reduction="sum"))
         hits.append((logits.argmax(dim=-1) == batch["targets"]).sum())
         count += len(batch["targets"])
-    nll, hits, count = processes.sum(*(sum(term.item() for term in terms) for terms in (losses, hits)), count)
+    nll, hits, count = processes.sum(sum(x.item() for x in losses), sum(x.item() for x in hits), count)
     if not count:
-        raise InputError("no token was hidden in the validation data, so there is nothing to score. Give more of them, or a "
-                         "higher --mlm_probability.")
-    loss = nll / count
-    return {"eval_loss": loss, "perplexity": math.exp(min(loss, 700)), "eval_accuracy": hits / count, "masked_tokens": int(count)}
+        raise InputError("no token was hidden in the evaluation data; give more text, or a higher --mlm_probability")
+    return {"eval_loss": nll / count, "perplexity": math.exp(min(nll / count, 700)), "eval_accuracy": hits / count}
 
 
-def train(accelerator, model, optimizer, scheduler, loader, *, processes, max_steps, start, accumulation_steps, seed,
+def train(accelerator, model, optimizer, scheduler, loader, *, processes, start, max_steps, accumulation_steps, seed,
           max_grad_norm, stop_signal, after_update):
-    """Train to update max_steps from update `start`, or until after_update returns True.
+    """Train from update `start` to update max_steps, or until after_update returns True.
 
-    after_update is called with the update's number, counted from 1, the summed negative log-likelihood of this process's
-    tokens (scalar tensor, nats), the number of predicted tokens of all processes, the gradient's norm and whether
-    stop_signal (a StopSignal) has noted something on any process.
+    after_update is given the number of the update, from 1; the negative log-likelihood of this process's tokens (scalar
+    tensor, nats); the number of tokens predicted by all; the norm of the gradient; and whether any process noted a signal.
     """
-    sampler, collator, device = loader.batch_sampler, loader.collate_fn, accelerator.device
-    updates_per_epoch = math.ceil(sampler.n / (sampler.batch_size * accumulation_steps * processes.num_processes))
-    update = start
+    sampler, collator, device, update = loader.batch_sampler, loader.collate_fn, accelerator.device, start
     while update < max_steps:
-        epoch, sampler.first_update = divmod(update, updates_per_epoch)
+        epoch, sampler.first_update = divmod(update, sampler.updates_per_epoch)
         collator.epoch = sampler.epoch = epoch
         batches = iter(loader)
         while update < max_steps and (micro_batches := list(islice(batches, accumulation_steps))):
@@ -787,62 +753,54 @@ def train(accelerator, model, optimizer, scheduler, loader, *, processes, max_st
             # Batches differ in how many tokens they mask. One count for the whole update, over all processes, gives
             # every token the same weight; averaging the averages would not.
             predicted, stop = processes.sum(sum(len(batch["targets"]) for batch in micro_batches), stop_signal.number > 0)
-            total = torch.zeros((), device=device)
+            nll = torch.zeros((), device=device)
             for i, batch in enumerate(micro_batches):
                 is_last = i == len(micro_batches) - 1
                 with nullcontext() if is_last else accelerator.no_sync(model):
                     batch = send_to_device(batch, device, non_blocking=True)
-                    nll = F.cross_entropy(masked_logits(model, batch), batch["targets"], reduction="sum")
+                    loss = F.cross_entropy(masked_logits(model, batch), batch["targets"], reduction="sum")
                     # Gradients are averaged over processes; this factor turns the average back into a sum.
-                    accelerator.backward(nll * processes.num_processes / max(predicted, 1))
-                    total += nll.detach()
+                    accelerator.backward(loss * processes.num_processes / max(predicted, 1))
+                    nll += loss.detach()
             norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
             optimizer.step()
             scheduler.step()  # kept out of accelerator.prepare(), where it would tick once per process
             optimizer.zero_grad()
             update += 1
-            if after_update(update, total, predicted, norm, stop):
+            if after_update(update, nll, predicted, norm, stop > 0):
                 return
 
 
-def build_optimizer(model, learning_rate, weight_decay):
-    """AdamW that decays matrices alone: biases and the weights of normalisation have one dimension."""
-    groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": weight_decay},
-              {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-
-
 class TrainingRun:
-    """What happens around the updates: the loss is logged, the model scored and saved, all of it resumable.
+    """What stands around the updates: the loss is logged, the model scored and saved, and all of it can be resumed.
 
     Args:
-        args: the settings. accelerator, processes: as in main.
-        model, optimizer, scheduler, tokenizer: what a checkpoint holds.
-        score: function that evaluates a model and returns a dict of results; None without validation data.
-        state: what a checkpoint carries besides: the update (`step`), the loss since it was last logged (`window`) and
-            since the start (`train`), each [nats, tokens], the last and the best results.
-        updates_per_epoch, max_steps: the length of an epoch and of the run, in updates.
+        args: the settings. accelerator, processes: as main made them.
+        model, tokenizer, optimizer, scheduler: what a checkpoint holds.
+        score: function that scores the model, a dict of results; None where there are no validation data.
+        state: what a checkpoint carries besides: `step`, the updates done; the loss since it was last logged (`window`)
+            and since the start (`train`), each [nats, tokens]; the latest and the best scores, with their step.
+        updates_per_epoch, max_steps: in updates.
     """
 
-    def __init__(self, args, accelerator, processes, model, optimizer, scheduler, tokenizer, score, state,
-                 updates_per_epoch, max_steps):
-        self.args, self.accelerator, self.processes, self.tokenizer = args, accelerator, processes, tokenizer
-        self.model, self.optimizer, self.scheduler, self.score, self.state = model, optimizer, scheduler, score, state
+    def __init__(self, args, accelerator, processes, model, tokenizer, optimizer, scheduler, score, state, updates_per_epoch, max_steps):
+        self.args, self.accelerator, self.processes, self.model, self.tokenizer = args, accelerator, processes, model, tokenizer
+        self.optimizer, self.scheduler, self.score, self.state = optimizer, scheduler, score, state
         self.updates_per_epoch, self.max_steps = updates_per_epoch, max_steps
-        self.pending, self.paused = [], 0.0  # losses still on the device; seconds that evaluating and saving took
-        self.bar = tqdm(total=max_steps, initial=state["step"], desc="Training", unit=" updates",
-                        disable=processes.rank > 0 or None)
+        self.pending, self.paused = [], 0.0  # losses that are still on the device; seconds spent on scoring and saving
+        self.bar = tqdm(total=max_steps, initial=state["step"], desc="Training", unit=" updates", disable=processes.rank > 0 or None)
 
     def is_due(self, strategy, every):
-        step, last = self.state["step"], self.state["step"] == self.max_steps
-        every = max(1, math.ceil(every * self.max_steps) if every < 1 else int(every))
-        return strategy == "epoch" and (step % self.updates_per_epoch == 0 or last) or strategy == "steps" and step % every == 0
+        step, every = self.state["step"], math.ceil(every * self.max_steps) if every < 1 else int(every)
+        if strategy == "epoch":
+            return step % self.updates_per_epoch == 0 or step == self.max_steps
+        return strategy == "steps" and step % every == 0
 
     def log(self, values):
         if self.processes.rank == 0:
-            entry = {"step": self.state["step"], "epoch": round(self.state["step"] / self.updates_per_epoch, 4), **values}
             with open(Path(self.args.output_dir, "log.jsonl"), "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                epoch = round(self.state["step"] / self.updates_per_epoch, 4)
+                file.write(json.dumps({"step": self.state["step"], "epoch": epoch, **values}) + "\n")
         self.accelerator.log(values, step=self.state["step"])
 
     def settle(self):
@@ -852,57 +810,70 @@ class TrainingRun:
 
     def evaluate(self, prefix=""):
         self.settle()
-        begun, state = time.perf_counter(), self.state
-        state["results"], state["scored"] = self.score(self.model), state["step"]
-        self.log({prefix + name: value for name, value in state["results"].items()})
-        if not state["best"] or state["results"]["eval_loss"] < state["best"]["eval_loss"]:
-            state["best"] = {"step": state["step"], **state["results"]}
+        begun, scores = time.perf_counter(), self.score(self.model)
+        self.log({prefix + name: value for name, value in scores.items()})
+        self.state["latest"] = {"step": self.state["step"], **scores}
+        if self.state["best"] is None or scores["eval_loss"] < self.state["best"]["eval_loss"]:
+            self.state["best"] = self.state["latest"]
         if self.processes.rank == 0:
-            tqdm.write(f"Update {state['step']:>6}  " + "  ".join(f"{k} {v:.6g}" for k, v in state["results"].items()))
+            tqdm.write(f"Update {self.state['step']:>6}  " + "  ".join(f"{name} {value:.6g}" for name, value in scores.items()))
         self.paused += time.perf_counter() - begun
+        return scores
 
     def save(self):
         self.settle()
-        begun, keep = time.perf_counter(), None
-        if self.args.load_best_model_at_end and self.state["best"]:
-            keep = f"checkpoint-{self.state['best']['step']}"
+        begun, best = time.perf_counter(), self.state["best"] if self.args.load_best_model_at_end else None
         if self.processes.rank == 0:
-            save_checkpoint(self.args.output_dir, self.state["step"], self.write, limit=self.args.save_total_limit, keep=keep)
-        self.processes.sum(0)  # the others wait here, so that no one trains on if this one fails
+            save_checkpoint(self.args.output_dir, self.state["step"], self.write, self.args.save_total_limit,
+                            keep=f"checkpoint-{best['step']}" if best else None)
+        self.processes.sum(0)  # the others wait: none trains on if this one fails
         self.paused += time.perf_counter() - begun
 
     def write(self, folder):
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
-        schedule = {key: value for key, value in self.scheduler.state_dict().items() if key != "lr_lambdas"}
-        state = json.dumps(self.state | {"scheduler": schedule, "scaler": scaler}, indent=1)
-        (folder / "state.json").write_text(state, encoding="utf-8")
+        state = dict(self.state, scheduler={k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
+                     scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None)
+        (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
     def after_update(self, update, nll, predicted, norm, stop):
-        """Do what is due; return whether to stop here, with a checkpoint saved."""
-        self.state["step"], self.state["window"][1] = update, self.state["window"][1] + predicted
+        state, last = self.state, update == self.max_steps
+        state["step"], state["window"][1] = update, state["window"][1] + predicted
         self.pending.append(nll)
         self.bar.update()
-        if self.is_due("steps", self.args.logging_steps) or update == self.max_steps:
+        if self.is_due("steps", self.args.logging_steps) or last:
             self.settle()
-            (nats, tokens), self.state["window"] = self.state["window"], [0.0, 0.0]
-            self.state["train"] = [self.state["train"][0] + nats, self.state["train"][1] + tokens]
+            (nats, tokens), state["window"] = state["window"], [0.0, 0.0]
+            state["train"] = [state["train"][0] + nats, state["train"][1] + tokens]
             self.log({"loss": nats / max(tokens, 1), "learning_rate": self.scheduler.get_last_lr()[0], "grad_norm": norm.item()})
             self.bar.set_postfix(loss=f"{nats / max(tokens, 1):.3f}")
-        if self.score and (self.is_due(self.args.eval_strategy, self.args.eval_steps) or update == self.max_steps):
+        if self.score and (self.is_due(self.args.eval_strategy, self.args.eval_steps) or last):
             self.evaluate()
-        if self.is_due(self.args.save_strategy, self.args.save_steps) or stop:
+        if self.is_due(self.args.save_strategy, self.args.save_steps) or (stop and not last):
             self.save()
         return stop
 
 
-def fit(args, accelerator, processes, model, tokenizer, train_data, collator, score, state, checkpoint, say):
-    """Train with all that goes with it. Returns (model, results, signal): the signal that stopped it, else 0."""
-    size = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes.num_processes
-    updates_per_epoch = math.ceil(len(train_data) / size)
-    max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * updates_per_epoch)
+def build_optimizer(model, learning_rate, weight_decay):
+    """Fused AdamW that decays matrices alone: biases and the weights of normalisation have one dimension."""
+    groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": weight_decay},
+              {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def ignore_interrupts(_worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
+
+
+def fit(args, accelerator, processes, model, tokenizer, examples, collator, score, state, checkpoint, say):
+    """Train, from a checkpoint where there is one: (model, results, the number of the signal that stopped it, or 0)."""
+    sampler = GlobalBatchSampler(len(examples), args.per_device_train_batch_size, args.gradient_accumulation_steps,
+                                 processes.num_processes, processes.rank, args.seed)
+    # The generator keeps iter() from drawing its seed out of the global one, which would shift dropout after a resume.
+    loader = DataLoader(examples, batch_sampler=sampler, collate_fn=collator, num_workers=args.dataloader_num_workers,
+                        generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda", worker_init_fn=ignore_interrupts)
+    max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * sampler.updates_per_epoch)
     warmup = math.ceil(args.warmup_steps * max_steps) if args.warmup_steps < 1 else int(args.warmup_steps)
     optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, max_steps)
@@ -913,333 +884,239 @@ def fit(args, accelerator, processes, model, tokenizer, train_data, collator, sc
         scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None] * len(optimizer.param_groups)})
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
-    sampler = GlobalBatchSampler(len(train_data), args.per_device_train_batch_size, args.gradient_accumulation_steps,
-                                 processes.num_processes, processes.rank, args.seed)
-    # The generator keeps iter() from drawing its seed out of the global one, which would shift dropout after a resume.
-    loader = DataLoader(train_data, batch_sampler=sampler, collate_fn=collator, num_workers=args.dataloader_num_workers,
-                        generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda",
-                        worker_init_fn=ignore_interrupts)
-    say(f"Updates     {max_steps:,} of {size} examples ({processes.num_processes} x {args.per_device_train_batch_size} x "
-        f"{args.gradient_accumulation_steps} accumulated), {updates_per_epoch:,} an epoch"
+    say(f"Updates     {max_steps:,} of {sampler.global_batch} examples ({processes.num_processes} x {sampler.batch_size}, "
+        f"{sampler.accumulation_steps} accumulated), {sampler.updates_per_epoch:,} an epoch"
         + (f"; going on from {checkpoint}" if checkpoint else ""))
-    run = TrainingRun(args, accelerator, processes, network, optimizer, scheduler, tokenizer, score, state,
-                      updates_per_epoch, max_steps)
+    run = TrainingRun(args, accelerator, processes, network, tokenizer, optimizer, scheduler, score, state,
+                      sampler.updates_per_epoch, max_steps)
     if score and not checkpoint:
-        run.evaluate("initial_")
-        state["initial"] = {f"initial_{name}": value for name, value in state["results"].items()}
-    start, begun, run.paused = state["step"], time.perf_counter(), 0.0
+        state["initial"] = {f"initial_{name}": value for name, value in run.evaluate("initial_").items()}
+    start, run.paused, begun = state["step"], 0.0, time.perf_counter()
     with StopSignal() as stop_signal:
-        train(accelerator, model, optimizer, scheduler, loader, processes=processes, max_steps=max_steps, start=start,
+        train(accelerator, model, optimizer, scheduler, loader, processes=processes, start=start, max_steps=max_steps,
               accumulation_steps=args.gradient_accumulation_steps, seed=args.seed, max_grad_norm=args.max_grad_norm,
               stop_signal=stop_signal, after_update=run.after_update)
     run.bar.close()
-    seconds = time.perf_counter() - begun - run.paused
-    seen = [step // updates_per_epoch * len(train_data) + step % updates_per_epoch * size for step in (start, state["step"])]
-    results = {"step": state["step"], "epoch": state["step"] / updates_per_epoch, "train_runtime": seconds,
-               "train_samples_per_second": (seen[1] - seen[0]) / seconds, "train_loss": state["train"][0] / max(state["train"][1], 1)}
     if state["step"] < max_steps:
-        return network, results, stop_signal.number or signal.SIGTERM
-    if score and state["scored"] != state["step"]:  # a resume that had nothing left to do
+        return network, {}, stop_signal.number or signal.SIGTERM
+    seconds, (nats, tokens) = time.perf_counter() - begun - run.paused, state["train"]
+    results = {"step": state["step"], "epoch": state["step"] / sampler.updates_per_epoch, "train_loss": nats / max(tokens, 1),
+               "train_runtime": seconds, **state["initial"]}
+    if state["step"] > start:
+        results["train_samples_per_second"] = (sampler.examples_until(state["step"]) - sampler.examples_until(start)) / seconds
+    if score and state["latest"]["step"] != state["step"]:  # a resume that had nothing left to do
         run.evaluate()
-    if args.load_best_model_at_end and state["best"] and state["best"]["step"] != state["step"]:
-        say(f"Best        update {state['best']['step']}, whose model is kept")
-        load_model(network, str(Path(args.output_dir, f"checkpoint-{state['best']['step']}", "model.safetensors")))
-        state["results"] = {name: value for name, value in state["best"].items() if name != "step"}
-    return network, results | state["initial"] | (state["results"] if score else {}), 0
-
-
-def ignore_interrupts(_worker):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
+    if args.load_best_model_at_end and score and state["best"]["step"] != state["step"]:
+        say(f"Best        the model of update {state['best']['step']} is kept")
+        load_model(network, Path(args.output_dir, f"checkpoint-{state['best']['step']}", "model.safetensors"))
+        state["latest"] = state["best"]
+    return network, results | {name: value for name, value in (state["latest"] or {}).items() if name != "step"}, 0
 
 
 # ---------------------------------------------------------------- main
 
 
-def start_processes(args):
+def open_output(args, say):
+    """Refuse a folder that is in use, or find the checkpoint to go on from: (folder or None, state of the run)."""
+    output_dir, checkpoint = Path(args.output_dir), None
+    if args.do_train and not args.resume_from_checkpoint and not args.overwrite_output_dir:
+        used = [path.name for path in [*list_checkpoints(output_dir), output_dir / "model.safetensors"] if path.exists()]
+        if used or output_dir.is_file():
+            raise InputError(f"--output_dir {output_dir} is in use: {(used or ['a file of that name'])[0]} lies there. To go on with "
+                             "that run, give --resume_from_checkpoint latest; to replace it, --overwrite_output_dir; else another.")
+    if args.do_train and args.resume_from_checkpoint == "latest":
+        for folder in reversed(list_checkpoints(output_dir)):
+            fault = checkpoint_fault(folder)
+            if fault is None:
+                checkpoint = folder
+                break
+            say(f"Warning     {folder} is passed over: {fault}")
+        else:
+            say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
+    elif args.do_train and args.resume_from_checkpoint:
+        checkpoint = Path(args.resume_from_checkpoint)
+        fault = checkpoint_fault(checkpoint)
+        if fault:
+            raise InputError(f"--resume_from_checkpoint {checkpoint}: not a whole checkpoint: {fault}. Give another, or latest.")
+    if checkpoint:
+        return checkpoint, json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return None, {"step": 0, "window": [0.0, 0.0], "train": [0.0, 0.0], "latest": None, "best": None, "initial": {},
+                  "run_id": os.urandom(8).hex()}
+
+
+def start_processes(args, model_type):
     """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what does not work here."""
     for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
             raise InputError(f"accelerate is set to {name}, which this script does not support: encoders of this size train "
-                             "fastest with plain data parallelism. Run 'accelerate launch --multi_gpu --num_processes N'.")
+                             "fastest with plain data parallelism. Give accelerate launch --multi_gpu --num_processes N.")
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
     device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
     precision = pick_precision(args.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), device_type)
     if precision == "fp16" and on_cpu:
-        raise InputError("--mixed_precision fp16 needs a GPU; give bf16 or no")
+        raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
     threads = set_cpu_threads(args.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    # Encoders that leave some of their weights unused in each step; to look for them costs time with the others.
-    unused = args.model_type in ("big_bird", "esm", "fnet", "layoutlm", "longformer")
+    # These leave some of their weights unused; to look for such takes time, so it is not done for the others.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=model_type in ("big_bird", "esm", "fnet", "layoutlm", "longformer"))
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision, log_with=args.report_to or None, project_dir=args.output_dir,
-                              kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
+                              kwargs_handlers=[ddp])
     if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
-        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU, start "
-                         "them with: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_mlm.py …")
-    return accelerator, Processes(accelerator.num_processes, accelerator.process_index,
-                                  accelerator.local_process_index), threads
+        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU, start them "
+                         "with: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_mlm.py …")
+    processes = Processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
+    return accelerator, processes, threads
 
 
-def prepare_data(args, tokenizer):
-    """Prepare the splits that the run needs: dict of split to (examples, counts, name of the source)."""
-    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    wanted = ["train", "validation"] + ["test"] * (args.do_predict or (args.prepare_only and not args.dataset_name))
-    sources = find_sources(files, args.dataset_name, args.dataset_config_name, args.text_column_name, wanted)
-    if args.do_predict and "test" not in sources:
-        raise InputError("--do_predict needs --test_file, or a data set with a split named test")
-    parts = {split: (sources[split], ("all", 0)) for split in sources}
-    if "validation" not in sources and "train" in sources and args.validation_split_percentage:
-        parts["train"] = (sources["train"], ("rest", args.validation_split_percentage))
-        parts["validation"] = (sources["train"], ("drawn", args.validation_split_percentage))
-    if not args.do_train and not args.prepare_only:
-        parts.pop("train", None)
-    if args.do_eval and not args.do_train and "validation" not in parts:
-        raise InputError("--do_eval has nothing to evaluate on: give --validation_file")
-    cache_dir = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
-    data = {}
-    for split, (source, part) in parts.items():
-        examples, counts = prepare_split(
-            source, split, tokenizer, max_seq_length=args.max_seq_length, line_by_line=args.line_by_line, part=part,
-            num_proc=args.preprocessing_num_workers, cache_dir=cache_dir, overwrite=args.overwrite_cache)
-        limit = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}[split]
-        data[split] = (draw_sample(examples, limit, args.seed if split == "train" else 0), counts, source[2])
-    return data
-
-
-def describe_data(data, max_seq_length, line_by_line, say):
-    """Say what the data are, and what looks wrong with them."""
-    for split, (examples, counts, name) in data.items():
-        kind = f"lines of up to {max_seq_length}" if line_by_line else f"blocks of {max_seq_length}"
-        say(f"{split.capitalize():<11} {len(examples):,} {kind} tokens from {name} ({counts['tokens']:,} tokens in it)")
-    _, counts, name = next(iter(data.values()))
-    share = {key: counts[key] / max(1, counts[total]) for key, total in
-             (("repeated", "paragraphs"), ("unknown", "tokens"), ("shortened", "paragraphs"))}
-    pieces = sum(part["tokens"] for _, part, source in data.values() if source == name) / max(1, counts["words"])
-    say(f"Text        {counts['paragraphs']:,} paragraphs, {share['repeated']:.1%} of them repeated; {pieces:.2f} tokens a word, "
-        f"{share['unknown']:.2%} unknown" + (f"; {counts['shortened']:,} lines were cut off" if line_by_line else ""))
-    if share["repeated"] > 0.1:
-        say("  Careful: many paragraphs stand there more than once; the same ones may be trained and evaluated on.")
-    if share["unknown"] > 0.01 or pieces > 2.5:
-        say("  Careful: the tokenizer knows few of these words; a model for this language or field would fit better.")
-    if share["shortened"] > 0.1:
-        say("  Careful: many lines are longer than --max_seq_length; a larger one, or blocks, would use all of the text.")
-
-
-def open_output(args, say):
-    """Refuse a folder that is in use; find the checkpoint to go on from, if any, as (folder, state)."""
+def begin_run(args, accelerator, data, state, checkpoint):
+    """Make all ready for training: check the checkpoint against the run, clear the folder, start the trackers, reach the Hub."""
+    made_with = {"prepared data": data["train"][1]["key"], "number of examples": len(data["train"][0]), "--seed": args.seed,
+                 "global batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes}
+    for name, value in made_with.items():
+        if state.setdefault(name, value) != value:
+            raise InputError(f"{checkpoint}: {name} was {state[name]} and is now {value}. A run goes on with the text, seed and "
+                             "global batch (processes x batch size x accumulation steps) that it began with.")
     output_dir = Path(args.output_dir)
-    state = {"step": 0, "window": [0.0, 0.0], "train": [0.0, 0.0], "best": None, "results": {}, "scored": None, "initial": {},
-             "run_id": os.urandom(8).hex()}
-    if not args.do_train:
-        return None, state
-    if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"--output_dir {output_dir}: this is a file; expected a folder")
-    if args.resume_from_checkpoint is None:
-        used = [path.name for path in [*list_checkpoints(output_dir), output_dir / "model.safetensors"] if path.exists()]
-        if used and not args.overwrite_output_dir:
-            raise InputError(f"--output_dir {output_dir} is in use: {used[0]} lies there. To go on with that run, add "
-                             "--resume_from_checkpoint latest; to replace it, --overwrite_output_dir; else name another.")
-        return None, state
-    if args.resume_from_checkpoint == "latest":
-        checkpoint = latest_checkpoint(output_dir, lambda line: say(f"Warning     {line}"))
-        if checkpoint is None:
-            say(f"Resume      no whole checkpoint in {output_dir}: starting anew")
-            return None, state
-    else:
-        checkpoint = Path(args.resume_from_checkpoint)
-        fault = checkpoint_fault(checkpoint)
-        if fault:
-            raise InputError(f"--resume_from_checkpoint {checkpoint}: not a whole checkpoint: {fault}. "
-                             "Name another, or latest for the newest whole one.")
-    return checkpoint, json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-
-
-def check_resume(state, checkpoint, made_with):
-    """Raise InputError where a checkpoint was made with other data or another global batch; note them in the state."""
-    for key, value in made_with.items():
-        if state.setdefault(key, value) != value:
-            raise InputError(f"{checkpoint}: {key} was {state[key]} there and is {value} now. A run goes on only with the same: "
-                             "processes x --per_device_train_batch_size x --gradient_accumulation_steps makes the global "
-                             "batch; the text and its settings must be those that it began with.")
-
-
-def save_model(model, tokenizer, output_dir):
-    """Write model and tokenizer to output_dir, so that a kill halfway leaves each file old or new, never half."""
-    aside = Path(output_dir, "tmp-model")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    for path in aside.iterdir():
-        os.replace(path, Path(output_dir, path.name))
-    aside.rmdir()
-
-
-def write_results(output_dir, results):
-    """Merge results into all_results.json."""
-    path = Path(output_dir, "all_results.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    Path(f"{path}.tmp").write_text(json.dumps(older | results, indent=4) + "\n", encoding="utf-8")
-    os.replace(f"{path}.tmp", path)
-
-
-def score_rows(results):
-    """Rows (name, before, after) of the scores, as text, for the table on screen and in the model card."""
-    names = [name for name in results if f"initial_{name}" in results or name.startswith(("eval_", "perplexity", "predict_"))]
-    return [(name, *(f"{results[key]:,.4f}" if key in results else "" for key in (f"initial_{name}", name))) for name in names
-            if isinstance(results[name], float)]
-
-
-def write_model_card(args, data, results, notes):
-    """Write README.md: a model card with the data, the settings and the scores before and after."""
-    settings = {name: value for name, value in sorted(vars(args).items()) if value not in (None, False, [])}
-    text = ["---", "library_name: transformers", "pipeline_tag: fill-mask"]
-    text += [f"base_model: {args.model}"] * (not os.path.exists(args.model)) + ["---", "", f"# {Path(args.output_dir).name}", ""]
-    text += [f"{Path(args.model).name}, trained further by masked language modelling on {data['train'][2]}.", ""]
-    text += [f"- {note}" for note in notes] + ["", "| data | examples | tokens in the text | source |", "| --- | ---: | ---: | --- |"]
-    text += [f"| {split} | {len(rows):,} | {counts['tokens']:,} | {name} |" for split, (rows, counts, name) in data.items()]
-    text += ["", "| score | before | after |", "| --- | ---: | ---: |", *(f"| {' | '.join(row)} |" for row in score_rows(results))]
-    text += ["", "Losses are in nats per masked token.", "", "## Settings", "", "```yaml"]
-    text += [f"{name}: {json.dumps(value)}" for name, value in settings.items()] + ["```", ""]
-    Path(args.output_dir, "README.md").write_text("\n".join(text), encoding="utf-8")
-
-
-def show_results(results, texts, before, after, say):
-    """Print the scores and the fills, before training and after it."""
-    rows = score_rows(results)
-    if rows:
-        say(f"\n{'':<18}{'before':>14}{'after':>14}" if "initial_eval_loss" in results else "")
-    for row in rows:
-        say(f"{row[0]:<18}{row[1]:>14}{row[2]:>14}")
-    for i, text in enumerate(texts):
-        say(f"\n{text}")
-        for when, answers in (("before", before), ("after", after)):
-            for words in answers[i] if answers else ():
-                say(f"  {when if before else '':<7}" + "  ".join(f"{word} {p:.3f}" for word, p in words))
-
-
-def start_trackers(accelerator, args, state):
-    """Start the trackers of --report_to, or go on with the runs that a resumed run had there."""
-    settings = {key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(args).items()}
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for folder in [*output_dir.glob("tmp-*"), *(list_checkpoints(output_dir) if args.overwrite_output_dir else ())]:
+            remove_folder(folder)  # tmp-: left by a run that was killed while it saved
+        cut_log(output_dir / "log.jsonl", state["step"] if checkpoint else -1)
+    settings = {name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(args).items()}
     try:
+        if args.push_to_hub and accelerator.is_main_process:  # a wrong name or token is better known before the training
+            huggingface_hub.create_repo(args.hub_model_id or output_dir.resolve().name, exist_ok=True)
         accelerator.init_trackers(os.environ.get("WANDB_PROJECT", "mlm"), settings, {
             "wandb": {"name": args.run_name, "id": state["run_id"], "resume": "allow", "dir": args.output_dir},
             "trackio": {"name": args.run_name, "resume": "allow"},
-            "tensorboard": {"purge_step": state["step"] + 1},  # what a killed run wrote after its checkpoint
-        })
+            "tensorboard": {"purge_step": state["step"] + 1}})  # what a killed run wrote after its checkpoint
     except Exception as error:  # no account, no network, a server that refuses
-        raise InputError(f"--report_to {' '.join(args.report_to)}: {' '.join(str(error).split())[:200]}. For wandb run "
-                         "'wandb login', or set WANDB_MODE=offline.") from None
+        raise InputError(f"{'--push_to_hub, ' * args.push_to_hub}--report_to {' '.join(args.report_to)}: cannot start: "
+                         f"{' '.join(str(error).split())[:200]}. For wandb, 'wandb login' or WANDB_MODE=offline; for the Hub, "
+                         "'hf auth login' and --hub_model_id NAME/MODEL.") from None
 
 
-def begin_output(args, checkpoint, step):
-    """Make the output folder ready for a run: clear what --overwrite_output_dir allows, cut the log back to a resume."""
+def score_rows(results):
+    """List (name, before, after) of the scores, as text."""
+    names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
+    return [(name, *(f"{results[key]:,.4f}" if key in results else "-" for key in (f"initial_{name}", name))) for name in names]
+
+
+def write_model_card(args, data, results, note):
+    settings = {name: value for name, value in sorted(vars(args).items()) if value not in (None, False, [])}
+    lines = ["---", "library_name: transformers", "pipeline_tag: fill-mask",
+             *([] if os.path.exists(args.model) else [f"base_model: {args.model}"]), "---", "", f"# {Path(args.output_dir).name}", "",
+             f"{Path(args.model).name}, trained on {data['train'][2]} by masked language modelling; {note}.", "",
+             "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |",
+             *(f"| {split} | {len(rows):,} | {counts['tokens']:,} | {name} |" for split, (rows, counts, name) in data.items()), "",
+             "| score | before | after |", "| --- | ---: | ---: |", *(f"| {' | '.join(row)} |" for row in score_rows(results)), "",
+             "Losses are in nats per masked token.", "", "```yaml",
+             *(f"{name}: {json.dumps(value)}" for name, value in settings.items()), "```", ""]
+    Path(args.output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def finish(args, model, tokenizer, data, results, note):
+    """Leave behind what the run has made: results; and of a training run the model and its card, on the Hub too if asked."""
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    if args.overwrite_output_dir:
-        for folder in list_checkpoints(output_dir):
-            remove_folder(folder)
-        for name in ("model.safetensors", "all_results.json"):
-            (output_dir / name).unlink(missing_ok=True)
-    for folder in output_dir.glob("tmp-*"):  # left by a run that was killed while it saved
-        shutil.rmtree(folder, ignore_errors=True)
-    cut_log(output_dir / "log.jsonl", step if checkpoint else -1)
-    if args.push_to_hub:  # at the start, so that a wrong name or a missing token is known before hours of training
-        try:
-            huggingface_hub.create_repo(args.hub_model_id or output_dir.resolve().name, exist_ok=True)
-        except Exception as error:  # whatever network, account or name bring
-            raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. Log in with 'hf auth login', and give "
-                             "--hub_model_id NAME/MODEL.") from None
-
-
-def finish(args, model, tokenizer, data, results, notes):
-    """Leave behind what the run has made: model, results, model card; on the Hub too where that was asked."""
-    if results:
-        write_results(args.output_dir, results)
-    if not args.do_train:
-        return
-    save_model(model, tokenizer, args.output_dir)
-    write_model_card(args, data, results, notes)
-    print(f"\nModel, results, log and model card are in {args.output_dir}")
+    if args.do_train:
+        aside = output_dir / "tmp-model"  # moved file by file, so that a kill leaves no half of one
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        for path in aside.iterdir():
+            os.replace(path, output_dir / path.name)
+        aside.rmdir()
+        write_model_card(args, data, results, note)
+    path = output_dir / "all_results.json"
+    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not args.do_train else {}
+    path.with_suffix(".tmp").write_text(json.dumps(older | results, indent=4) + "\n", encoding="utf-8")
+    os.replace(path.with_suffix(".tmp"), path)
     if args.push_to_hub:
         try:
-            url = huggingface_hub.upload_folder(repo_id=args.hub_model_id or Path(args.output_dir).resolve().name,
-                                                folder_path=args.output_dir,
-                                                ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*", "*.tmp"])
-            print(f"Uploaded to {url}")
-        except Exception as error:
-            raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {args.output_dir}; "
-                             f"upload it with: hf upload NAME/MODEL {args.output_dir}") from None
+            print("Uploaded to", huggingface_hub.upload_folder(
+                repo_id=args.hub_model_id or output_dir.resolve().name, folder_path=output_dir,
+                ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
+        except Exception as error:  # network, rights, quota
+            raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {output_dir}; "
+                             f"upload it with: hf upload NAME/MODEL {output_dir}") from None
+
+
+def show_results(results, texts, before, after, output_dir, say):
+    """Print the scores and the fills, before the training and after it."""
+    for name, *values in ([("", "before", "after"), *score_rows(results)] if results else ()):
+        say(f"{name:<20}{values[0]:>16}{values[1]:>16}")
+    for i, text in enumerate(texts):
+        say(f"\n{text}")
+        for when, answers in (("before", before), ("after" if before else "", after)):
+            for words in answers[i] if answers else ():
+                say(f"  {when:<8}" + "   ".join(f"{word} {p:.3f}" for word, p in words))
+    if results:
+        say(f"\nResults are in {Path(output_dir, 'all_results.json')}" + (f", model and log in {output_dir}" if "step" in results else ""))
 
 
 def main(argv=None):
     args = parse_args(argv)
     rank = int(os.environ.get("RANK", 0))
-    say = print if rank == 0 else lambda *_, **__: None
-    transformers.logging.set_verbosity_error()  # what it would say of heads and lengths, the lines below say
+    say = partial(print, flush=True) if rank == 0 else lambda *_: None
+    transformers.logging.set_verbosity_error()  # what it says of heads and lengths, the lines below say
     transformers.logging.disable_progress_bar()
     if rank:
         datasets.disable_progress_bars()
-        if args.prepare_only:
-            return
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides,
-                                                  args.max_seq_length, **hub)
-    args.model_type = config.model_type
+    config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides, args.max_seq_length, **hub)
+    describe = partial(describe_data, max_seq_length=args.max_seq_length, line_by_line=args.line_by_line, say=say)
     if args.prepare_only:
-        describe_data(prepare_data(args, tokenizer), args.max_seq_length, args.line_by_line, say)
-        return
+        return describe(prepare_data(args, tokenizer)) if rank == 0 else None
     checkpoint, state = open_output(args, say)
-    accelerator, processes, threads = start_processes(args)
-    device = accelerator.device
-    todo = args.do_train or args.do_eval or args.do_predict
-    data = processes.main_first(partial(prepare_data, args, tokenizer)) if todo else {}
-    if data:
-        describe_data(data, args.max_seq_length, args.line_by_line, say)
+    accelerator, processes, threads = start_processes(args, config.model_type)
+    data = {}
+    if args.do_train or args.do_eval or args.do_predict:
+        data = processes.main_first(partial(prepare_data, args, tokenizer))
+        describe(data)
     set_seed(args.seed)
-    model, notes = load_mlm_model(str(checkpoint or args.model), None if checkpoint else config,
-                                  args.from_scratch and not checkpoint, len(tokenizer), **hub)
-    say(f"Model       {args.model}, {sum(p.numel() for p in model.parameters()):,} weights; " + "; ".join(notes))
-    say(f"Running on  {device.type}, {processes.num_processes} process{'es'[: 2 * (processes.num_processes > 1)]}, {threads} CPU "
-        f"threads each, precision {accelerator.mixed_precision.replace('no', 'float32')}")
+    model, note = load_mlm_model(str(checkpoint or args.model), None if checkpoint else config, args.from_scratch and not checkpoint,
+                                 len(tokenizer), **hub)
+    say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
+    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process(es) of {threads} CPU threads, precision "
+        f"{'float32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}")
     special = np.zeros(len(tokenizer), dtype=bool)
     special[tokenizer.all_special_ids] = True
-    masks = {"pad_id": tokenizer.pad_token_id, "mask_id": tokenizer.mask_token_id, "special": special,
-             "vocab_size": len(tokenizer), "mask_prob": args.mlm_probability, "mask_replace_prob": args.mask_replace_prob,
+    masks = {"pad_id": tokenizer.pad_token_id, "special": special, "mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
+             "mask_prob": args.mlm_probability, "mask_replace_prob": args.mask_replace_prob,
              "random_replace_prob": args.random_replace_prob,
              "continues": word_continuations(tokenizer) if args.masking == "whole_word" else None}
-    score = {split: partial(evaluate, examples=rows, collator=MaskingCollator(seed=0, **masks), device=device, processes=processes,
-                            batch_size=args.per_device_eval_batch_size) for split, (rows, _, _) in data.items() if split != "train"}
-    before, results, stopped_by = None, {}, 0
-    if args.do_train:
-        made_with = {"examples": data["train"][1]["key"], "samples": len(data["train"][0]), "seed": args.seed, "global batch":
-                     args.per_device_train_batch_size * args.gradient_accumulation_steps * processes.num_processes}
-        check_resume(state, checkpoint, made_with)
-        if args.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if args.text:
-            before = state.setdefault("fills", fill_masks(model, tokenizer, args.text))
-        if rank == 0:
-            begin_output(args, checkpoint, state["step"])
-        start_trackers(accelerator, args, state)
-        collator = MaskingCollator(seed=args.seed, **masks)
-        model, results, stopped_by = fit(args, accelerator, processes, model, tokenizer, data["train"][0], collator,
-                                         score.get("validation"), state, checkpoint, say)
-        if stopped_by:
-            say(f"Stopped by {signal.Signals(stopped_by).name} after update {state['step']}; everything is saved. To go on, give "
-                "the same command with --resume_from_checkpoint latest")
-            accelerator.end_training()
-            sys.exit(128 + stopped_by)
-    else:
-        model = accelerator.prepare_model(model, evaluation_mode=True)
-        results = score["validation"](model) if args.do_eval and "validation" in score else {}
-    if args.do_predict:
-        predicted = score["test"](model)
-        results |= {"predict_" + name.removeprefix("eval_"): value for name, value in predicted.items()}
-    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # answers and files are in float32
+    score = {split: partial(evaluate, examples=data[split][0], collator=MaskingCollator(seed=0, **masks), processes=processes,
+                            batch_size=args.per_device_eval_batch_size, device=accelerator.device)
+             for split in data if split != "train"}
+    before, results = None, {}
+    try:
+        if args.do_train:
+            begin_run(args, accelerator, data, state, checkpoint)
+            before = state.setdefault("fills", fill_masks(model, tokenizer, args.text)) if args.text else None
+            if args.gradient_checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model, results, stopped_by = fit(args, accelerator, processes, model, tokenizer, data["train"][0],
+                                             MaskingCollator(seed=args.seed, **masks), score.get("validation"), state, checkpoint, say)
+            if stopped_by:
+                say(f"Stopped by {signal.Signals(stopped_by).name} after update {state['step']}, which is saved. To go on, give the "
+                    "same command with --resume_from_checkpoint latest")
+                accelerator.end_training()
+                sys.exit(128 + stopped_by)
+        else:
+            model = accelerator.prepare_model(model, evaluation_mode=True)
+            results = score["validation"](model) if args.do_eval else {}
+        if args.do_predict:
+            results |= {f"predict_{name.removeprefix('eval_')}": value for name, value in score["test"](model).items()}
+    except torch.OutOfMemoryError:
+        batch, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        raise InputError(f"the GPU ran out of memory at {batch} examples of {args.max_seq_length} tokens per pass. The same result in "
+                         f"half the memory: --per_device_train_batch_size {max(1, batch // 2)} --gradient_accumulation_steps "
+                         f"{steps * 2}; --gradient_checkpointing and a smaller --max_seq_length help too.") from None
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # what is shown and saved is computed in float32
     after = fill_masks(model, tokenizer, args.text) if args.text else None
-    accelerator.log({name: value for name, value in results.items() if isinstance(value, float)}, step=state["step"])
-    if rank == 0:
-        finish(args, model, tokenizer, data, results, notes)
-    show_results(results, args.text or [], before, after, say)
+    accelerator.log({name: value for name, value in results.items() if name not in ("step", "epoch")}, step=state["step"])
+    if rank == 0 and results:
+        finish(args, model, tokenizer, data, results, note)
+    show_results(results, args.text or [], before, after, args.output_dir, say)
     accelerator.end_training()
 
 
@@ -1255,338 +1132,270 @@ class InputError(ValueError):
 
 # Copied from utils.reading.find_files
 def find_files(patterns, flag):
-    """Expand paths and globs to a list of files, in the order given and sorted within a glob.
-
-    Raises:
-        InputError: nothing is there, a glob matches nothing, or it is a folder; `flag` names where it was asked for.
-    """
+    """Expand paths and globs to a list of files, sorted within a glob. InputError where there is none, or a folder."""
     files = []
     for pattern in patterns:
-        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-        if not found and glob.has_magic(pattern):
-            raise InputError(f"{flag} {pattern}: no file matches this pattern in {os.getcwd()}. "
-                             "Check the folder and the ending.")
-        if not found:
-            raise InputError(f"{flag} {pattern}: there is no such file (looked in {os.getcwd()}). Check the path.")
-        if os.path.isdir(pattern):
-            raise InputError(f"{flag} {pattern}: this is a folder; expected a file. "
-                             f"Name the files in it, for instance {os.path.join(pattern, '*.txt')}")
-        files += [path for path in found if not os.path.isdir(path)]
+        found = [pattern] if os.path.exists(pattern) else [p for p in sorted(glob.glob(pattern, recursive=True))
+                                                           if not os.path.isdir(p)]
+        if not found or os.path.isdir(pattern):
+            fault = ("this is a folder, expected a file" if found else "no file matches this pattern"
+                     if glob.has_magic(pattern) else "there is no such file")
+            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give paths or patterns: texts/*.txt")
+        files += found
     return files
 
 
 # Copied from utils.reading.hash_files
 def hash_files(paths):
-    """SHA-256 over the kinds and contents of files: hex text, the same wherever they lie and whenever they were made."""
+    """SHA-256 over the endings and contents of files: the same wherever they lie and whenever they were written."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
-            kind = "".join(os.path.basename(path).lower().rpartition(".")[1:])
-            digest.update(f"{kind} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.lower().rpartition('.')[2]} {content}\n".encode())
     return digest.hexdigest()
 
 
 # Copied from utils.reading.read_lines
 def read_lines(path):
-    """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the list of lines).
+    """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines).
 
-    Line ends, also CRLF, and a byte order mark are taken off.
-
-    Raises:
-        InputError: a line is not UTF-8 (line and byte are named), or a .gz file is damaged.
+    Line ends, CRLF too, and a byte order mark are taken off. InputError names the line and the byte that is not UTF-8.
     """
     number = 1
     try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-            while raw := file.readlines(1 << 24):
-                try:
-                    lines = b"".join(raw).decode("utf-8").split("\n")
-                except UnicodeDecodeError as error:
-                    found = error.object[error.start]
-                    line = error.object.count(b"\n", 0, error.start)
-                    byte = error.start - error.object.rfind(b"\n", 0, error.start)
-                    raise InputError(f"{path}, line {number + line}: byte {byte} of the line (0x{found:02x}) is not "
-                                     "UTF-8. Expected UTF-8 text; convert the file first, for instance with "
-                                     f"iconv -f latin1 -t utf-8 {path} > new.txt") from None
-                if raw[-1].endswith(b"\n"):
-                    lines.pop()
+        with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
+            while raw := b"".join(file.readlines(1 << 24)):
+                lines = raw.removesuffix(b"\n").decode("utf-8").split("\n")
                 if number == 1:
                     lines[0] = lines[0].removeprefix("\ufeff")
                 yield number, [line.removesuffix("\r") for line in lines]
                 number += len(lines)
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise InputError(f"{path}: not a whole gzip file ({error}). Make it anew with gzip, or give the plain file.") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        line, byte = number + raw.count(b"\n", 0, error.start), error.start - raw.rfind(b"\n", 0, error.start)
+        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. Expected "
+                         f"UTF-8 text; convert it, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
 
 
 # Copied from utils.reading.read_json
 def read_json(path):
-    """Read .json (a list of objects, or an object whose `data` is one) or .jsonl: yields (place, object).
+    """Read .jsonl, or .json that is a list, an object with a list under `data`, or lines: yields (place, object).
 
-    Raises:
-        InputError: JSON that does not parse (line and column), or something else than an object.
+    InputError names line and column of what is not JSON, or what stands there instead of an object.
     """
-    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    lines = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
     if path.lower().removesuffix(".gz").endswith(".json"):
-        text = "\n".join(line for _, line in lines)
+        lines = list(lines)
         try:
-            value = json.loads(text)
-            rows = value["data"] if isinstance(value, dict) and isinstance(value.get("data"), list) else value
-            lines = [(f"{path}, entry {i}", row) for i, row in enumerate(rows if isinstance(rows, list) else [rows], 1)]
+            value = json.loads("\n".join(line for _, line in lines))
+            rows = value.get("data", [value]) if isinstance(value, dict) else value
+            lines = [(f"{path}, entry {n}", json.dumps(row)) for n, row in enumerate(rows, 1)]
         except json.JSONDecodeError as error:
-            if not error.msg.startswith("Extra data"):  # otherwise one object a line, under the name .json
-                raise InputError(f"{path}, line {error.lineno}, column {error.colno}: this is not JSON: {error.msg}. "
-                                 "Was the file cut off?") from None
-            lines = enumerate(text.split("\n"), 1)
-    for place, row in lines:
-        if isinstance(place, int):
-            if not row.strip():
-                continue
-            place, line = f"{path}, line {place}", row
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{place}, column {error.colno}: this is not JSON: {error.msg} in {line[:40]!r}. "
-                                 "Expected one object a line.") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{place}: expected an object such as {{\"text\": …}}, found {str(row)[:40]!r}")
-        yield place, row
+            if not error.msg.startswith("Extra data"):  # otherwise it has one object a line, and is read as such
+                raise InputError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Was the file "
+                                 "cut off?") from None
+    for place, line in lines:
+        try:
+            row = json.loads(line or "null")
+        except json.JSONDecodeError as error:
+            raise InputError(f"{place}, column {error.colno}: not JSON: {error.msg} in {line[:40]!r}. Expected one object "
+                             "a line.") from None
+        if row is not None and not isinstance(row, dict):
+            raise InputError(f"{place}: expected an object such as {{\"text\": …}}, found {line[:40]!r}")
+        if row is not None:
+            yield place, row
 
 
 # Copied from utils.reading.read_csv
 def read_csv(path):
-    """Read .csv or .tsv with a header, quoted as spreadsheets do: yields (place, dict of the row).
-
-    Raises:
-        InputError: a row with more or fewer columns than the header, or broken quoting.
-    """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = itertools.chain.from_iterable(([line + "\n" for line in batch] for _, batch in read_lines(path)))
-    rows = csv.reader(lines, delimiter="\t" if ".tsv" in path.lower()[-7:] else ",", strict=True)
+    """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row."""
+    csv.field_size_limit(2**31 - 1)
+    delimiter = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
+    rows = csv.reader((f"{line}\n" for _, batch in read_lines(path) for line in batch), delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
-        start = rows.line_num + 1
         for row in rows:
+            place = f"{path}, line {rows.line_num}"
             if row and len(row) != len(header):
-                raise InputError(f"{path}, line {start}: expected {len(header)} columns ({', '.join(header)}), "
-                                 f"found {len(row)}. Put values that hold the separator in double quotes.")
+                raise InputError(f"{place}: expected {len(header)} columns ({', '.join(header)}), found {len(row)}. "
+                                 "Put a value that holds the separator in double quotes.")
             if row:
-                yield f"{path}, line {start}", dict(zip(header, row, strict=True))
-            start = rows.line_num + 1
+                yield place, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. "
-                         "Check the double quotes.") from None
+        raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check the quotes.") from None
 
 
 # Copied from utils.reading.read_parquet
 def read_parquet(path):
-    """Read .parquet: yields (place, dict of the row). Raises InputError where the file is damaged."""
+    """Read .parquet: yields (place, dict of the row). InputError where the file is damaged."""
     try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-            number = 0
-            for batch in pa.parquet.ParquetFile(io.BytesIO(file.read()) if path.endswith(".gz") else file).iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (pa.ArrowException, OSError) as error:
+        with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
+            batches = pa.parquet.ParquetFile(file).iter_batches()
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
+    except (pa.ArrowException, OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as Parquet: {str(error)[:100]}") from None
 
 
 # Copied from utils.reading.read_texts
 def read_texts(path, column):
-    """Read the texts of a file, a paragraph or a table's row at a time, without the empty ones.
+    """Read the texts of a file, without the empty ones: paragraphs, or the rows of a table.
 
-    In plain text (any ending but those of tables) a blank line ends a document; without blank lines between its lines,
-    a file has one document a line. In .jsonl, .json, .csv, .tsv and .parquet each row is a document. All also as .gz.
+    In plain text, which any ending but those of tables is, a blank line ends a document; a file without blank lines
+    between its lines has one document a line. In .jsonl, .json, .csv, .tsv and .parquet each row is a document.
 
     Args:
-        path: the file.
+        path: the file; all kinds also as .gz.
         column: which column or key of a table holds the text.
 
     Yields:
-        (texts, documents): lists of strings, and of the number of the document that each belongs to, from 0.
+        (texts, documents): lists of strings, and of the number of the document of each, from 0.
 
     Raises:
-        InputError: as the readers above, and where the column is missing or holds something else than text.
+        InputError: it cannot be read, or a row has no such column, or something else than text in it.
     """
     readers = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
     reader = readers.get(os.path.splitext(path.lower().removesuffix(".gz"))[1])
-    document = 0
     if reader is None:
-        filled = itertools.groupby(bool(line.strip()) for _, lines in read_lines(path) for line in lines)
-        separated = sum(is_text for is_text, _ in itertools.islice(filled, 4)) == 2  # text, blank, text
+        runs = itertools.groupby(bool(line.strip()) for _, lines in read_lines(path) for line in lines)
+        separated = sum(is_text for is_text, _ in itertools.islice(runs, 4)) == 2  # text, blank lines, text
+        number = 0
         for _, lines in read_lines(path):
             texts, documents = [], []
             for line in map(str.strip, lines):
                 if line:
                     texts.append(line)
-                    documents.append(document)
-                document += not (line and separated)
+                    documents.append(number)
+                number += not (separated and line)
             yield texts, documents
         return
-    texts, documents = [], []
-    for document, (place, row) in enumerate(reader(path)):
-        if column not in row:
-            raise InputError(f"{place}: there is no column {column!r}; the columns are {', '.join(map(str, row))}. "
-                             "Name the one that holds the text with --text_column_name.")
-        if not isinstance(row[column], str | None):
-            raise InputError(f"{place}: column {column!r} holds {str(row[column])[:40]!r} "
-                             f"({type(row[column]).__name__}); expected text. Name another with --text_column_name.")
-        if (row[column] or "").strip():
-            texts.append(row[column].strip())
-            documents.append(document)
-        if len(texts) == 10_000:
-            yield texts, documents
-            texts, documents = [], []
-    yield texts, documents
+    rows = enumerate(reader(path))
+    while batch := list(itertools.islice(rows, 10_000)):
+        for _, (place, row) in batch:
+            if column not in row or not isinstance(row[column], str | None):
+                fault = (f"there is no column {column!r}; the columns are {', '.join(map(str, row))}" if column not in row
+                         else f"expected text in column {column!r}, found {str(row[column])[:40]!r}")
+                raise InputError(f"{place}: {fault}. Name the column that holds the text with --text_column_name.")
+        filled = [(number, text) for number, (_, row) in batch if (text := (row[column] or "").strip())]
+        yield [text for _, text in filled], [number for number, _ in filled]
 
 
 # Copied from utils.reading.read_all_texts
-def read_all_texts(files, column):
-    """Read several files as read_texts does, with their documents numbered through.
-
-    Raises:
-        InputError: as read_texts, and where none of the files holds any text.
-    """
-    rows = start = 0
-    for path in files:
-        document = -1
+def read_all_texts(paths, column):
+    """Read several files as read_texts does, documents numbered through. InputError where none of them has any text."""
+    start = rows = 0
+    for path in paths:
+        last = -1
         for texts, documents in read_texts(path, column):
-            yield texts, [start + document for document in documents]
-            rows, document = rows + len(texts), documents[-1] if documents else document
-        start += document + 1
+            yield texts, [start + number for number in documents]
+            rows, last = rows + len(texts), documents[-1] if documents else last
+        start += last + 1
     if not rows:
-        size = sum(map(os.path.getsize, files))
-        raise InputError(f"{', '.join(files[:3])}: no text in it ({size:,} bytes" + (", white space only" if size else "")
-                         + "). Expected UTF-8 text, a paragraph a line, or a table with a column of texts.")
+        size = sum(map(os.path.getsize, paths))
+        raise InputError(f"{', '.join(paths[:3])}: no text in it ({size:,} bytes{', white space only' if size else ''}). "
+                         "Expected UTF-8 text, a paragraph a line, or a table with a column of texts.")
 
 
 # Copied from utils.tokenizing.FlatTokenizer
 class FlatTokenizer:
-    """Tokenize many texts into one flat array of ids with offsets, without special tokens.
+    """Turn many texts into one flat array of token ids with offsets, without special tokens.
 
     Encodes with nanotoken (WordPiece) or gigatoken (BPE) where one is installed, takes the tokenizer, and agrees with
-    the model's own tokenizer on every text that it is held against; else with the model's own. Can be pickled.
+    the model's own tokenizer on every text it is held against; else with `tokenizers`; else as transformers does.
+    `name` says which. Can be pickled.
 
     Args:
         tokenizer: the model's own tokenizer, of transformers.
-        samples: texts on which a fast library must agree, besides a fixed set of awkward ones.
+        samples: texts to hold a fast library against, besides a fixed set of awkward ones.
         log: called with one line where a fast library is passed over.
     """
 
     AWKWARD = (
-        "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…", "naïve café Ångström ﬁne ﬀ ß ẞ İ ı ς Σ",
-        "e\u0301a\u0308 \u0301 x\u0327\u0301", "中文字符和English混合。日本語カタカナ 한국어", "नमस्ते दुनिया ไทย العربية עברית",
-        "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 👍🏽 ☃️", "zero\u200bwidth\u200djoin\ufeffmark soft\u00adhyphen", "tab\tfeed\x0c vt\x0b nul\x00 bel\x07 del\x7f",
-        "nbsp\u00a0em\u2003line\u2028para\u2029nel\x85", "\u0378\ufffe\U000e0001\U0010ffff\ue000", "x" * 99, "y" * 100, "z" * 101, "w" * 200,
-        "[MASK] [mask] x[MASK]y [SEP][CLS] [UNK] [PAD] <mask> a<mask>b <s> </s> <unk> <pad>", "##ing # #a ▁x Ġy Ċ",
-        "  leading and trailing  ", "UPPER lower MiXeD ÀÉÎ ЁЖ", "$100 €5 £3 ¥2 a_b@c.de http://x.y/z?q=1&r=2", "''``--...!!!???",
+        "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…", "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
+        "中文字符和English混合。日本語カタカナ 한국어 नमस्ते दुनिया ไทย العربية עברית", "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 👍🏽 ☃️ \u0378\ufffe\U000e0001\U0010ffff\ue000",
+        "zero\u200bwidth\u200djoin\ufeffmark soft\u00adhyphen tab\tfeed\x0c vt\x0b nul\x00 bel\x07 del\x7f nbsp\u00a0em\u2003line\u2028nel\x85",
+        "x" * 99, "y" * 100, "z" * 101, "w" * 200, "[MASK] [mask] x[MASK]y [SEP][CLS] <mask> a<mask>b </s> ##ing # #a ▁x Ġy Ċ",
+        "  leading and trailing  ", "UPPER MiXeD ÀÉÎ ЁЖ $100 €5 £3 a_b@c.de http://x.y/z?q=1&r=2 ''``--...!!!???",
     )  # fmt: skip
 
     def __init__(self, tokenizer, samples, log):
         self.tokenizer, self.encode = tokenizer, None
         texts = [*self.AWKWARD, *samples]
-        # Added tokens are where fast libraries stumble: alone, inside a word, and between blanks.
-        texts += [text for token in tokenizer.added_tokens_decoder.values() for text in
-                  (token.content, f"a{token.content}b", f"a {token.content} b {token.content.upper()}")]
-        expected_ids, expected_offsets = self.encode_with("transformers")(texts)
+        for added in tokenizer.added_tokens_decoder.values():  # where fast libraries stumble: also inside a word
+            texts += [added.content, f"a{added.content}b", f"a {added.content} {added.content.upper()} b"]
+        expected = self.encoder("transformers")(texts)
         for self.name in ("nanotoken", "gigatoken", "tokenizers"):
             try:
-                ids, offsets = self.encode_with(self.name)(texts)
-                if np.array_equal(ids, expected_ids) and np.array_equal(offsets, expected_offsets):
+                if all(map(np.array_equal, self.encoder(self.name)(texts), expected)):
                     return
-                log(f"{self.name} is not used: its ids differ from the model's own tokenizer")
+                log(f"{self.name} is not used: its ids differ from those of the model's own tokenizer")
             except ImportError:
                 pass  # optional
-            except Exception as error:  # whatever a young library stumbles over: the tokenizer's own way remains
-                if self.name == "tokenizers" or "nsupported" not in f"{type(error).__name__}{error}":
-                    log(f"{self.name} is not used: {type(error).__name__}: {str(error)[:100]}")
+            except Exception as error:  # whatever a young library stumbles over: the next one is tried
+                log(f"{self.name} is not used: {type(error).__name__}: {str(error)[:100]}")
         self.name = "transformers"
 
-    def encode_with(self, name):
-        """Build the function that turns a list of texts into ids (tokens,) and offsets (texts + 1,)."""
-        tokenizer = self.tokenizer
+    def encoder(self, name):
+        """Make the function that turns a list of texts into int32 ids (tokens,) and int64 offsets (texts + 1,)."""
+
+        def flatten(rows):
+            offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+            return np.fromiter((i for row in rows for i in row), dtype=np.int32, count=offsets[-1]), offsets
+
         if name == "transformers":
-            def rows_of(texts):
-                return tokenizer(texts, add_special_tokens=False, return_attention_mask=False,
-                                 return_token_type_ids=False, verbose=False)["input_ids"]
-        elif name == "tokenizers":
-            from tokenizers import Tokenizer
-
-            backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-            backend.no_truncation()
-            backend.no_padding()
-
-            def rows_of(texts):
-                return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
-        elif name == "nanotoken":
+            return lambda texts: flatten(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+        backend = self.tokenizer.backend_tokenizer
+        if name == "nanotoken":
             import nanotoken
 
-            fast = nanotoken.Tokenizer.from_json(tokenizer.backend_tokenizer.to_str())
-
-            def encode(texts):
-                rows = fast.encode_batch(texts, add_special_tokens=False)
-                return rows.ids.astype(np.int32), rows.offsets
-
-            return encode
-        else:
+            fast = nanotoken.Tokenizer.from_json(backend.to_str())
+            rows = lambda texts: fast.encode_batch(texts, add_special_tokens=False)  # noqa: E731
+            return lambda texts: ((found := rows(texts)).ids.astype(np.int32), found.offsets)
+        if name == "gigatoken":
             import awkward
             import gigatoken
 
-            fast = gigatoken.Tokenizer.from_json(tokenizer.backend_tokenizer.to_str())
-
-            def encode(texts):
-                rows = fast.encode_batch(texts)
-                lengths = awkward.to_numpy(awkward.num(rows))
-                return awkward.to_numpy(awkward.flatten(rows)).astype(np.int32), np.concatenate([[0], lengths.cumsum()])
-
-            return encode
-
-        def encode_rows(texts):
-            rows = rows_of(texts)
-            offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
-            return np.fromiter((i for row in rows for i in row), dtype=np.int32, count=offsets[-1]), offsets
-
-        return encode_rows
+            fast = gigatoken.Tokenizer.from_json(backend.to_str())
+            rows = lambda texts: fast.encode_batch(texts)  # noqa: E731
+            return lambda texts: (awkward.to_numpy(awkward.flatten(found := rows(texts))).astype(np.int32),
+                                  np.cumsum([0, *awkward.num(found)], dtype=np.int64))
+        return lambda texts: flatten([row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)])
 
     def __getstate__(self):
-        return {**self.__dict__, "encode": None}  # made anew in each data worker: the fast libraries do not pickle
+        return self.__dict__ | {"encode": None}  # made anew in each data worker: the fast libraries do not pickle
 
     def __call__(self, texts):
         """Tokenize a list of texts: int32 ids (tokens,) and int64 offsets (texts + 1,) into them."""
-        if self.encode is None:
-            self.encode = self.encode_with(self.name)
+        self.encode = self.encode or self.encoder(self.name)
         return self.encode(texts)
 
 
 # Copied from utils.checkpoints.write_manifest
 def write_manifest(folder):
     """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last, it vouches for all."""
-    folder, files = Path(folder), {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"):
+    files = {}
+    for path in sorted(Path(folder).iterdir()):
         with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
-    (folder / "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+            files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    Path(folder, "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
 
 
 # Copied from utils.checkpoints.checkpoint_fault
 def checkpoint_fault(folder):
-    """Say in words why a checkpoint does not agree with its manifest.json, or return None if it does."""
-    folder = Path(folder)
+    """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
-        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "manifest.json is missing or damaged"
-    for name, expected in files.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if (folder / name).stat().st_size != expected["size"]:
-            return f"{name} has {(folder / name).stat().st_size:,} bytes instead of {expected['size']:,}"
-        with open(folder / name, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                return f"{name} is not what was written (its SHA-256 differs)"
+        files = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            with open(Path(folder, name), "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != expected["size"]:
+                    return f"{name} has {size:,} bytes instead of {expected['size']:,}"
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    return f"{name} is not what was written (its SHA-256 differs)"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"a file is missing or damaged ({error})"
     return None
 
 
@@ -1597,148 +1406,112 @@ def list_checkpoints(output_dir):
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-# Copied from utils.checkpoints.latest_checkpoint
-def latest_checkpoint(output_dir, warn):
-    """Find the newest whole checkpoint, or None. `warn` is called with one line for each damaged one passed over."""
-    for folder in reversed(list_checkpoints(output_dir)):
-        fault = checkpoint_fault(folder)
-        if fault is None:
-            return folder
-        warn(f"{folder} is passed over: {fault}")
-    return None
-
-
 # Copied from utils.checkpoints.remove_folder
 def remove_folder(folder):
-    """Remove a folder so that a kill halfway leaves nothing under its name. A missing one is no error."""
-    folder = Path(folder)
+    """Remove a folder, if it is there, so that a kill halfway leaves nothing under its name."""
+    aside = folder.with_name(f"tmp-old-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
-        aside = folder.with_name(f"tmp-old-{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)
         os.replace(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)
 
 
 # Copied from utils.checkpoints.save_checkpoint
-def save_checkpoint(output_dir, step, write, *, limit=None, keep=None):
+def save_checkpoint(output_dir, step, write, limit, keep=None):
     """Save checkpoint-{step}: write aside, add the manifest, rename, and only then let older ones go.
 
     Args:
         output_dir: folder of the run.
         step: number of updates done.
-        write: function that is given an empty folder and writes the checkpoint's files into it.
-        limit: how many checkpoints stay, at least 1; None keeps all.
-        keep: name of a checkpoint that stays whatever its age, such as the best one's, and counts; None for none.
-
-    Returns:
-        Path of the checkpoint.
+        write: function that writes the checkpoint's files into the empty folder that it is given.
+        limit: how many checkpoints stay, at least 1.
+        keep: name of one that stays whatever its age, such as the best, and counts; None for none.
     """
-    aside = Path(output_dir, f"tmp-checkpoint-{step}")  # a name that no search for checkpoints finds
+    folder, aside = Path(output_dir, f"checkpoint-{step}"), Path(output_dir, f"tmp-checkpoint-{step}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write(aside)
     write_manifest(aside)
-    folder = Path(output_dir, f"checkpoint-{step}")
     remove_folder(folder)  # a damaged one of this name stands in the way of the rename
     os.replace(aside, folder)
-    if limit is not None:
-        # Later ones than this are left over from a run that was resumed further back.
-        others = [path for path in list_checkpoints(output_dir) if path != folder and path.name != keep]
-        others.sort(key=lambda path: (int(path.name.split("-")[1]) < step, int(path.name.split("-")[1])))
-        spare = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
-        for old in others[: max(0, len(others) - max(0, spare))]:
-            remove_folder(old)
-    return folder
+    old = [path for path in list_checkpoints(output_dir) if path != folder and path.name != keep]
+    kept = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
+    for path in old[: len(old) - max(kept, 0)]:
+        remove_folder(path)
 
 
 # Copied from utils.running.read_config
-def read_config(path, parser):
-    """Turn a YAML file of flags into command-line arguments, for the parser to check like any others.
+def read_config(path, flags):
+    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
 
     Args:
         path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
-        parser: the argparse parser; its long options are the keys allowed.
+        flags: names of the flags that may stand there, without the dashes.
 
     Returns:
-        list of strings to stand before the arguments typed by the user, so that those win.
+        list of strings to stand before the arguments that the user typed, so that those win.
 
     Raises:
-        InputError: no such file, not YAML (line named), not a mapping, or a key that is no flag.
+        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 not a string.
-            settings = yaml.load(file, Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict | None):
+        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
         raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
-    flags = {option[2:] for action in parser._actions for option in action.option_strings} - {"config", "help", ""}
     arguments = []
-    for key, value in (settings or {}).items():
+    for key, value in settings.items():
         if key not in flags:
             raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
         if isinstance(value, dict):
             value = ",".join(f"{name}={part}" for name, part in value.items())
-        if isinstance(value, list):
-            arguments += [f"--{key}", *value]
-        elif value not in ("", "null", "~"):
-            arguments.append(f"--{key}={value}")
+        if value not in ("", "null", "~"):
+            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
     return arguments
 
 
 # Copied from utils.running.pick_precision
 def pick_precision(wanted, launcher, device_type):
-    """Choose the mixed precision of a run: "bf16", "fp16" or "no" (float32).
+    """Choose "bf16", "fp16" or "no" (float32).
 
-    Args:
-        wanted: what the user asked for; "auto" leaves it to the launcher, and where that says nothing to the hardware.
-        launcher: what `accelerate launch` was told, which is "no" also when it was told nothing.
-        device_type: "cpu", "cuda" and so on. bfloat16 is taken where the device computes it natively.
+    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
+    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
     """
     if wanted != "auto":
         return wanted
     if launcher in ("bf16", "fp16"):
         return launcher
-    if device_type == "cpu":  # elsewhere bfloat16 is slower than float32, though it is called available
-        native = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-    elif device_type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = device_type == "xpu" and torch.xpu.is_bf16_supported()
-    return "bf16" if native else "no"
+    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
+              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+              "xpu": torch.xpu.is_bf16_supported}
+    return "bf16" if native.get(device_type, bool)() else "no"
 
 
 # Copied from utils.running.set_cpu_threads
 def set_cpu_threads(wanted, local_processes):
-    """Set torch's threads and return their number: `wanted`, or else physical cores / processes on this machine.
+    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
 
-    `accelerate launch` sets OMP_NUM_THREADS to 1 on a CPU, which halves the speed of two cores.
+    `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
-    threads = wanted or max(1, cores // local_processes)
-    torch.set_num_threads(threads)
-    return threads
+    torch.set_num_threads(wanted or max(1, cores // local_processes))
+    return torch.get_num_threads()
 
 
 # Copied from utils.running.Processes
 class Processes:
     """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
 
-    They do so over gloo: NCCL would make the CPU wait for the GPU, and gives up on whoever waits over ten minutes.
-
-    Args:
-        num_processes: processes of the run; torch.distributed is initialised where there are several.
-        rank: which of them this is. local_rank: which of those on this machine.
+    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
     """
 
     def __init__(self, num_processes, rank, local_rank):
-        self.num_processes, self.rank, self.local_rank = num_processes, rank, local_rank
-        several = num_processes > 1
-        self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7)) if several else None
+        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
+        if num_processes > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
     def sum(self, *values):
         """Add up numbers over all processes, in float64: a list of as many floats."""
@@ -1748,13 +1521,12 @@ class Processes:
         return totals.tolist()
 
     def main_first(self, function):
-        """Call function on the first process, then on the first of each machine, then on all others.
+        """Call function on the first process, then on the first of each machine, then on the others.
 
-        What one has cached, the next find. Where it raises InputError, all processes end and that one says why.
+        What one has cached, the next find. Where it raises InputError, that process says why and all end.
         """
-        result = None
+        result = failure = None
         for turn in range(3):
-            failure = None
             if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
                 try:
                     result = function()
@@ -1765,17 +1537,14 @@ class Processes:
             if failure:
                 raise failure
             if failures:
-                time.sleep(10)  # a launcher ends all processes as soon as one is gone: the other speaks first
+                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
                 sys.exit(2)
         return result
 
 
 # Copied from utils.running.StopSignal
 class StopSignal:
-    """Notes SIGTERM and Ctrl-C, for the loop to finish its update and save; a second Ctrl-C ends at once.
-
-    `number` is the signal that came, 0 before one does.
-    """
+    """Notes SIGTERM and Ctrl-C in `number`, for the loop to finish its update and save; a second Ctrl-C ends at once."""
 
     def __enter__(self):
         self.number, self.since = 0, 0.0
@@ -1786,8 +1555,7 @@ class StopSignal:
         # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not a second one.
         if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
             raise KeyboardInterrupt
-        if not self.number:
-            self.number, self.since = number, time.monotonic()
+        self.number, self.since = self.number or number, self.since or time.monotonic()
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
@@ -1797,38 +1565,30 @@ class StopSignal:
 # Copied from utils.running.cut_log
 def cut_log(path, step):
     """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
-    if os.path.exists(path):
-        kept = []
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line)
-                except (ValueError, KeyError, TypeError):  # the half-written last line of a run that was killed
-                    continue
-        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-            file.writelines(kept)
-        os.replace(f"{path}.tmp", path)
+    kept = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
+        # A kill can leave the last line half written, without its end.
+        if line.endswith("}\n") and json.loads(line)["step"] <= step:
+            kept.append(line)
+    Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
+    os.replace(f"{path}.tmp", path)
 
 
 # Copied from utils.running.run_main
 def run_main(main):
     """Call main; a mistake of the user's ends it with one message on stderr and exit status 2.
 
-    Of several processes that find the same mistake, the first speaks; the launcher ends the others meanwhile.
+    Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
     """
     rank = int(os.environ.get("RANK", 0))
     try:
         main()
-    except InputError as error:
-        if rank and not error.only_here:
+    except (InputError, KeyboardInterrupt) as error:
+        if rank and not getattr(error, "only_here", False):
             time.sleep(10)
-        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        if not rank:
-            print("\nStopped by Ctrl-C. What was saved before stays as it is.", file=sys.stderr, flush=True)
-        sys.exit(130)
+        message = f"error: {error}" if isinstance(error, InputError) else "stopped by Ctrl-C; what was saved stays as it is"
+        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, InputError) else 130)
 
 
 if __name__ == "__main__":

@@ -10,29 +10,26 @@ from pathlib import Path
 
 def write_manifest(folder):
     """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last, it vouches for all."""
-    folder, files = Path(folder), {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"):
+    files = {}
+    for path in sorted(Path(folder).iterdir()):
         with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
-    (folder / "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+            files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    Path(folder, "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
 
 
 def checkpoint_fault(folder):
-    """Say in words why a checkpoint does not agree with its manifest.json, or return None if it does."""
-    folder = Path(folder)
+    """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
-        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "manifest.json is missing or damaged"
-    for name, expected in files.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if (folder / name).stat().st_size != expected["size"]:
-            return f"{name} has {(folder / name).stat().st_size:,} bytes instead of {expected['size']:,}"
-        with open(folder / name, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                return f"{name} is not what was written (its SHA-256 differs)"
+        files = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            with open(Path(folder, name), "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != expected["size"]:
+                    return f"{name} has {size:,} bytes instead of {expected['size']:,}"
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    return f"{name} is not what was written (its SHA-256 differs)"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"a file is missing or damaged ({error})"
     return None
 
 
@@ -42,52 +39,33 @@ def list_checkpoints(output_dir):
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-def latest_checkpoint(output_dir, warn):
-    """Find the newest whole checkpoint, or None. `warn` is called with one line for each damaged one passed over."""
-    for folder in reversed(list_checkpoints(output_dir)):
-        fault = checkpoint_fault(folder)
-        if fault is None:
-            return folder
-        warn(f"{folder} is passed over: {fault}")
-    return None
-
-
 def remove_folder(folder):
-    """Remove a folder so that a kill halfway leaves nothing under its name. A missing one is no error."""
-    folder = Path(folder)
+    """Remove a folder, if it is there, so that a kill halfway leaves nothing under its name."""
+    aside = folder.with_name(f"tmp-old-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
-        aside = folder.with_name(f"tmp-old-{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)
         os.replace(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def save_checkpoint(output_dir, step, write, *, limit=None, keep=None):
+def save_checkpoint(output_dir, step, write, limit, keep=None):
     """Save checkpoint-{step}: write aside, add the manifest, rename, and only then let older ones go.
 
     Args:
         output_dir: folder of the run.
         step: number of updates done.
-        write: function that is given an empty folder and writes the checkpoint's files into it.
-        limit: how many checkpoints stay, at least 1; None keeps all.
-        keep: name of a checkpoint that stays whatever its age, such as the best one's, and counts; None for none.
-
-    Returns:
-        Path of the checkpoint.
+        write: function that writes the checkpoint's files into the empty folder that it is given.
+        limit: how many checkpoints stay, at least 1.
+        keep: name of one that stays whatever its age, such as the best, and counts; None for none.
     """
-    aside = Path(output_dir, f"tmp-checkpoint-{step}")  # a name that no search for checkpoints finds
+    folder, aside = Path(output_dir, f"checkpoint-{step}"), Path(output_dir, f"tmp-checkpoint-{step}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write(aside)
     write_manifest(aside)
-    folder = Path(output_dir, f"checkpoint-{step}")
     remove_folder(folder)  # a damaged one of this name stands in the way of the rename
     os.replace(aside, folder)
-    if limit is not None:
-        # Later ones than this are left over from a run that was resumed further back.
-        others = [path for path in list_checkpoints(output_dir) if path != folder and path.name != keep]
-        others.sort(key=lambda path: (int(path.name.split("-")[1]) < step, int(path.name.split("-")[1])))
-        spare = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
-        for old in others[: max(0, len(others) - max(0, spare))]:
-            remove_folder(old)
-    return folder
+    old = [path for path in list_checkpoints(output_dir) if path != folder and path.name != keep]
+    kept = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
+    for path in old[: len(old) - max(kept, 0)]:
+        remove_folder(path)

@@ -51,27 +51,16 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
 
 
 def word_continuations(tokenizer):
-    """Say for each token of the vocabulary whether it goes on with the word before it.
+    """Say for each token of the vocabulary whether it goes on with the word before it: bool array of shape (vocab,).
 
-    Knows WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) by the sign that more of the
-    vocabulary carries. A vocabulary without any such sign is one of whole words or characters: nothing goes on.
-
-    Args:
-        tokenizer: any tokenizer of transformers.
-
-    Returns:
-        bool array of shape (vocab,): index a sequence of ids with it to get mask_tokens' `continues`.
+    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most tokens
+    carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
     """
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    tokens = [token or "" for token in tokens]  # a vocabulary can have holes
+    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]  # may have holes
     counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
     sign = max(counts, key=counts.get)
-    if not counts[sign]:
-        return np.zeros(len(tokens), dtype=bool)
-    # In byte-level BPE a line feed (Ċ), a tab (ĉ) and a carriage return (č) part words as a blank (Ġ) does.
-    starts = {"##": (), "Ġ": ("Ġ", "Ċ", "ĉ", "č"), "▁": ("▁",)}[sign]
-    continues = np.array([token.startswith("##") if sign == "##" else not token.startswith(starts)
-                          for token in tokens])
+    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign  # line feed, tab and carriage return part words too
+    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens]) & (counts[sign] > 0)
     continues[list(tokenizer.added_tokens_decoder)] = False  # [CLS] and its like, and words that a user added
     return continues
 
@@ -85,7 +74,7 @@ def pad(rows, value):
 
 
 class MaskingCollator:
-    """Pad a batch to its longest example and hide tokens, freshly each epoch.
+    """Pad a batch to its longest example and hide tokens, freshly each epoch (set `epoch`).
 
     Args:
         pad_id: id of the padding token.
@@ -95,29 +84,26 @@ class MaskingCollator:
     """
 
     def __init__(self, *, pad_id, special, continues=None, **settings):
-        self.pad_id, self.special, self.continues, self.settings = pad_id, special, continues, settings
-        self.epoch = 0
+        self.pad_id, self.special, self.continues, self.settings, self.epoch = pad_id, special, continues, settings, 0
 
     def __call__(self, examples):
-        """Make a batch of examples, each a dict of `id` and `input_ids` (seq,); none at all is allowed.
+        """Make a batch of examples, each a dict of `id` and `input_ids` (seq,). There may be none.
 
         Returns:
-            input_ids: (batch, seq). attention_mask: (batch, seq), only where a row is padded. positions: indices
-            into the flattened batch of the tokens to predict, (predicted,). targets: their ids, (predicted,).
+            input_ids: (batch, seq). attention_mask: the same, only where a row is padded. positions: of the tokens to
+            predict in the flattened batch, (predicted,). targets: their ids, (predicted,).
         """
         if not examples:  # the last global batch can leave a process without any: it joins, and predicts nothing
-            empty = torch.zeros(0, dtype=torch.int64)
-            return {"input_ids": torch.zeros((1, 2), dtype=torch.int64), "positions": empty, "targets": empty}
+            examples = [{"id": 0, "input_ids": np.flatnonzero(self.special)[:1]}]
         pairs = []
         for example in examples:
             ids = np.asarray(example["input_ids"], dtype=np.int64)
             continues = None if self.continues is None else self.continues[ids]
             pairs.append(mask_tokens(ids, self.special[ids], epoch=self.epoch, example_id=int(example["id"]),
                                      continues=continues, **self.settings))
-        labels = pad([labels for _, labels in pairs], -100)  # (batch, seq)
-        positions = (labels.ravel() != -100).nonzero().ravel()  # found on the CPU: a GPU would have to be waited for
-        batch = {"input_ids": pad([ids for ids, _ in pairs], self.pad_id), "positions": positions,
-                 "targets": labels.ravel()[positions]}
+        labels = pad([labels for _, labels in pairs], -100).ravel()  # (batch x seq,)
+        positions = (labels != -100).nonzero().ravel()  # found here, on the CPU: on a GPU it would have to be waited for
+        batch = {"input_ids": pad([ids for ids, _ in pairs], self.pad_id), "positions": positions, "targets": labels[positions]}
         if len({len(ids) for ids, _ in pairs}) > 1:  # without padding, attention is faster with no mask at all
             batch["attention_mask"] = pad([np.ones_like(ids) for ids, _ in pairs], 0)
         return batch

@@ -1,37 +1,33 @@
 """Scores of masked language models at the masked positions, and nowhere else."""
 
+from contextlib import nullcontext
+
 import torch
 
 
 def masked_logits(model, batch):
-    """Run a masked language model, and its output layer only where a token is to be predicted.
+    """Run a masked language model, with its output layer only where a token is to be predicted.
 
-    The output layer costs as much as the encoder in small models, and six in seven of its rows would be thrown away.
-    A hook keeps the wanted rows; a model that does not call its output embeddings as a layer computes all of them.
+    That layer costs as much as the encoder in small models, and six in seven of its rows would be thrown away. A hook
+    keeps the wanted ones; of a model that does not call its output embeddings as a layer, all are computed.
 
     Args:
-        model: a model with `get_output_embeddings`, also inside DistributedDataParallel.
-        batch: `positions` (predicted,), `targets`, and the model's own inputs, such as `input_ids` (batch, seq).
+        model: a model with get_output_embeddings, also inside DistributedDataParallel.
+        batch: positions (predicted,) in the flattened batch, targets, and the model's inputs: input_ids (batch, seq) ….
 
     Returns:
-        float32 scores of shape (predicted, vocab), in the order of batch["positions"].
+        float32 scores of shape (predicted, vocab).
     """
-    inputs = {name: tensor for name, tensor in batch.items() if name not in ("positions", "targets")}
-    head = getattr(model, "module", model).get_output_embeddings()
-    tokens = batch["input_ids"].numel()
+    head, positions, tokens = getattr(model, "module", model).get_output_embeddings(), batch["positions"], batch["input_ids"].numel()
 
     def keep_positions(_, args):
-        hidden = args[0]
-        if hidden.shape[:-1].numel() != tokens:  # a head that works on something else than one row a token
-            return None
-        return hidden.reshape(tokens, -1)[batch["positions"]], *args[1:]
+        hidden = args[0]  # (batch, seq, hidden), or for some models (batch x seq, hidden)
+        fits = hidden.shape[:-1].numel() == tokens
+        return (hidden.reshape(tokens, -1)[positions], *args[1:]) if fits else None
 
-    handle = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else None
-    try:
-        logits = model(**inputs).logits
-    finally:
-        if handle:
-            handle.remove()
+    hook = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else nullcontext()
+    with hook:
+        logits = model(**{name: tensor for name, tensor in batch.items() if name not in ("positions", "targets")}).logits
     if logits.dim() == 3:
-        logits = logits.flatten(0, 1)[batch["positions"]]
+        logits = logits.flatten(0, 1)[positions]
     return logits.float()  # a sum of thousands of bfloat16 terms loses its last digits

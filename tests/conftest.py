@@ -1,0 +1,49 @@
+"""Set up before any test: no network, caches of our own, and a small BERT to train."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Here, and not in a fixture: the libraries read their environment when they are first imported.
+CACHES = tempfile.mkdtemp(prefix="caches-of-tests-")
+atexit.register(shutil.rmtree, CACHES, ignore_errors=True)
+for name in list(os.environ):
+    if name.startswith(("ACCELERATE_", "HF_", "WANDB_", "TRACKIO_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        del os.environ[name]
+os.environ |= {"HF_HOME": CACHES, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TRACKIO_DIR": f"{CACHES}/trackio"}
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def prose():
+    """Paragraphs of English that every Python carries: what `python -m utils.python_reference` writes."""
+    from pydoc_data.topics import topics
+
+    from utils.python_reference import documents
+
+    return [paragraph for document in documents(topics) for paragraph in document]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory, prose):
+    """Folder of a BERT with a WordPiece tokenizer: 2 layers, 32 wide, 64 tokens long, some 600 in its vocabulary.
+
+    Its random weights are large enough for scores far from those of a uniform model.
+    """
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    trained = BertWordPieceTokenizer(lowercase=True)
+    trained.train_from_iterator(prose, vocab_size=600, show_progress=False)
+    tokenizer = BertTokenizerFast(vocab=trained.get_vocab(), model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                            intermediate_size=64, max_position_embeddings=64, initializer_range=0.15)
+        BertForMaskedLM(config).save_pretrained(folder)
+    return folder

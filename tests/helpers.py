@@ -1,0 +1,144 @@
+"""What the tests of the scripts share: to run a script as its own process, and to read what it leaves behind.
+
+A process that starts from nothing needs five seconds to import torch and transformers. Here a server imports them once,
+and each run is a fork of it: a real process, with its own exit status, signals and streams, after a tenth of a second.
+Where such forks are not safe (macOS, Windows), each run starts from nothing, and the tests take their time.
+"""
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parents[1]
+FORKS = sys.platform == "linux"
+CONTEXT = multiprocessing.get_context("forkserver" if FORKS else "spawn")
+if FORKS:
+    CONTEXT.set_forkserver_preload(["pytest", "torch", "accelerate", "datasets", "safetensors.torch", "pyarrow.parquet",
+                                    "transformers.models.bert.modeling_bert", "nanotoken", "helpers"])
+
+ALIKE = {"mixed_precision": "no", "cpu_threads": 1}  # float32, and sums in the same order on any machine
+
+
+def command_line(**settings):
+    """Turn settings into flags: True is a bare flag, None and False are left out, a list is several values."""
+    words = []
+    for name, value in settings.items():
+        if value is None or value is False:
+            continue
+        values = [] if value is True else value if isinstance(value, list | tuple) else [value]
+        words += [f"--{name}", *map(str, values)]
+    return words
+
+
+@dataclass
+class Done:
+    """How a run ended: its exit status (negative: the signal that ended it), and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    def checked(self):
+        assert self.status == 0, f"exit status {self.status}\n{self.out}\n{self.err}"
+        return self
+
+
+class Run:
+    """A script that runs in one or several processes of its own, as `accelerate launch` would start them.
+
+    Args:
+        script: file name of the script, at the root of the repository.
+        settings: its flags, as for command_line.
+        folder: working folder; what the processes print goes into files there.
+        processes: how many. With several, they get the environment that torchrun gives.
+        env: more variables of the environment.
+        prepare: picklable function called in each process before the script starts, for a test to set a trap.
+    """
+
+    def __init__(self, script, settings, folder, processes=1, env=None, prepare=None):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp = f"{script}-{time.monotonic_ns()}"
+        self.streams = [folder / f"{stamp}.out", folder / f"{stamp}.err"]
+        argv = [str(ROOT / script), *command_line(**settings)]
+        self.processes = []
+        for rank in range(processes):
+            variables = dict(env or {})
+            if processes > 1:
+                if not rank:
+                    with socket.socket() as probe:
+                        probe.bind(("127.0.0.1", 0))
+                        port = probe.getsockname()[1]
+                variables |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+                              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+            self.processes.append(CONTEXT.Process(target=call_script, args=(argv, folder, variables, self.streams, prepare)))
+            self.processes[-1].start()
+
+    def send(self, number):
+        os.kill(self.processes[0].pid, number)
+
+    def is_alive(self):
+        return any(process.is_alive() for process in self.processes)
+
+    def wait(self, timeout=240):
+        """Wait for the end. As soon as one of several has failed, the others are ended, as a launcher does."""
+        deadline = time.monotonic() + timeout
+        try:
+            while self.is_alive():
+                if any(process.exitcode for process in self.processes) or time.monotonic() > deadline:
+                    break
+                multiprocessing.connection.wait([process.sentinel for process in self.processes if process.is_alive()], 0.5)
+            late = time.monotonic() > deadline
+            codes = [process.exitcode for process in self.processes]
+        finally:
+            self.end()
+        out, err = (path.read_text(encoding="utf-8") if path.exists() else "" for path in self.streams)
+        assert not late, f"still running after {timeout} s\n{out}\n{err}"
+        return Done(next((code for code in codes if code), 0), out, err)
+
+    def end(self):
+        for process in self.processes:
+            if process.is_alive():
+                process.terminate()
+                process.join(10)
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+def call_script(argv, folder, variables, streams, prepare):
+    """In the new process: point its streams to files, set its environment, and call the script as `python` does."""
+    for number, path in enumerate(streams, 1):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+    sys.stdout, sys.stderr = open(1, "w", encoding="utf-8", closefd=False), open(2, "w", encoding="utf-8", closefd=False)
+    os.chdir(folder)
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    sys.argv = argv
+    if prepare:
+        prepare()
+    sys.path[0] = str(Path(argv[0]).parent)
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def read_log(output_dir, *names):
+    """Lines of log.jsonl as dicts; with names, only those that carry all of them."""
+    lines = (Path(output_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if all(name in entry for name in names)]
+
+
+def read_results(output_dir):
+    return json.loads((Path(output_dir) / "all_results.json").read_text(encoding="utf-8"))
