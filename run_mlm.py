@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.13", "transformers>=5.23", "accelerate>=1.15", "datasets>=5.2", "numpy>=2.4", "pyarrow>=26.0",
-#                 "safetensors>=0.8", "huggingface-hub>=2.4", "PyYAML>=6.0", "tqdm>=4.67", "nanotoken>=0.1.0", "wandb>=0.31"]
+# dependencies = ["torch>=2.13", "transformers>=5.23", "accelerate>=1.15", "datasets>=5.2", "numpy>=2.4",
+#                 "pyarrow>=26.0", "huggingface-hub>=2.4", "PyYAML>=6.0", "tqdm>=4.67", "nanotoken>=0.1.0",
+#                 "wandb>=0.31"]
 # ///
 """Train a BERT-style model to fill in masked tokens, and report its perplexity.
 
@@ -50,14 +51,13 @@ try:
     import transformers
     import yaml
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.utils import send_to_device, set_seed
-    from safetensors.torch import load_model
+    from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
     from torch.utils.data import DataLoader, Sampler, Subset
     from tqdm import tqdm
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, get_scheduler
 except ImportError as error:
-    print(f"run_mlm.py: error: {error}. Install what it needs: pip install torch transformers accelerate datasets numpy "
-          "pyarrow safetensors huggingface-hub PyYAML tqdm nanotoken wandb", file=sys.stderr)
+    print(f"run_mlm.py: error: {error}. Install what it needs: pip install torch transformers accelerate datasets "
+          "numpy pyarrow huggingface-hub PyYAML tqdm nanotoken wandb", file=sys.stderr)
     sys.exit(2)
 
 DEFAULT_DATASET = "stanfordnlp/imdb"  # taken where no data are named, so that a bare call runs
@@ -71,15 +71,19 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):  # says what the default is, where there is one
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def add_switch(group, name, help):
     """Add a flag that is on or off, as transformers writes them: --flag, --flag true or --flag false."""
-    group.add_argument(name, nargs="?", const="true", default=False, metavar="BOOL", choices=["true", "false"], type=str.lower,
-                       help=f"{help} (default: off)")
+    group.add_argument(name, nargs="?", const="true", default="false", metavar="BOOL", choices=["true", "false"],
+                       type=str.lower, help=help)
 
 
 def parse_args(argv=None):
-    parser = ArgumentParser(description="Masked language modelling with an explicit Accelerate loop.", allow_abbrev=False,
-                            formatter_class=partial(argparse.HelpFormatter, width=110, max_help_position=34))
+    parser = ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False, formatter_class=HelpFormatter)
     parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed beside it win")
     add_model_and_data_flags(parser)
     add_training_flags(parser)
@@ -103,9 +107,9 @@ def parse_args(argv=None):
 def add_model_and_data_flags(parser):
     group = parser.add_argument_group("model")
     add = group.add_argument
-    add("--model", "--model_name_or_path", default="bert-base-uncased", help="Hub name or folder (default: %(default)s)")
+    add("--model", "--model_name_or_path", default="bert-base-uncased", help="Hub name or folder")
     add("--tokenizer_name", help="Hub name or folder of the tokenizer (default: the model's)")
-    add("--model_revision", default="main", help="branch, tag or commit on the Hub (default: %(default)s)")
+    add("--model_revision", default="main", help="branch, tag or commit on the Hub")
     add_switch(group, "--from_scratch", "the model's config alone, with random weights")
     add("--config_overrides", metavar="KEY=VALUE,…", help="config settings to change, as hidden_dropout_prob=0; for "
                                                           "pretrained models too")
@@ -117,26 +121,25 @@ def add_model_and_data_flags(parser):
     add("--train_file", nargs="+", help="files or globs to train on")
     add("--validation_file", nargs="+", help="files or globs to evaluate on")
     add("--test_file", nargs="+", help="files or globs for the predict_ scores at the end")
-    add("--text_column_name", default="text", help="column of a table (default: %(default)s)")
-    add("--validation_split_percentage", type=float, default=10, help="percent of the training rows to evaluate on where there "
-        "are no validation data, the same for every seed; 0 is none (default: %(default)s)")
-    add("--max_seq_length", type=int, default=128, help="tokens per example, [CLS] and [SEP] too (default: %(default)s)")
+    add("--text_column_name", default="text", help="column of a table")
+    add("--validation_split_percentage", type=float, default=10, help="percent of the training rows to "
+        "evaluate on where there are no validation data, the same for every seed; 0 is none")
+    add("--max_seq_length", type=int, default=128, help="tokens per example, [CLS] and [SEP] too")
     add_switch(group, "--line_by_line", "one example a line, cut off at --max_seq_length, not blocks of running text")
     add("--max_train_samples", type=int, help="train on a random sample of so many examples (default: all)")
     add("--max_eval_samples", type=int, help="the same for evaluation (default: all)")
     add("--max_predict_samples", type=int, help="the same for test data (default: all)")
-    add("--preprocessing_num_workers", type=int, help="processes that tokenize (default: 1, whose threads use all cores)")
+    add("--preprocessing_num_workers", type=int, help="processes that tokenize (default: 1, with threads on all cores)")
     add_switch(group, "--overwrite_cache", "prepare the data anew even where the cache holds them")
     add_switch(group, "--prepare_only", "prepare and cache the data, without a model, and end")
-    add("--text", nargs="+", help="texts with [MASK]: show the five best words for each; where there are data to train on, "
-                                  "before and after")
+    add("--text", nargs="+", help="texts with [MASK]: show the five best words for each; before and after the "
+                                  "training if there are data to train on, else without any")
     group = parser.add_argument_group("masking")
     add = group.add_argument
-    add("--masking", choices=["token", "whole_word"], default="token", help="hide tokens or words (default: %(default)s)")
-    add("--mlm_probability", type=float, default=0.15, help="share to hide (default: %(default)s)")
-    add("--mask_replace_prob", type=float, default=0.8, help="share of the hidden shown as [MASK] (default: %(default)s)")
-    add("--random_replace_prob", type=float, default=0.1, help="share of the hidden shown as a random token; the rest is shown "
-                                                               "as it is (default: %(default)s)")
+    add("--masking", choices=["token", "whole_word"], default="token", help="hide tokens or words")
+    add("--mlm_probability", type=float, default=0.15, help="share to hide")
+    add("--mask_replace_prob", type=float, default=0.8, help="share of the hidden shown as [MASK]")
+    add("--random_replace_prob", type=float, default=0.1, help="share shown as a random token; the rest stays as it is")
 
 
 def add_training_flags(parser):
@@ -146,40 +149,40 @@ def add_training_flags(parser):
                                             "that the data allow")
     add_switch(group, "--do_eval", "evaluate")
     add_switch(group, "--do_predict", "score the test data")
-    add("--per_device_train_batch_size", type=int, default=16, help="examples per process and pass (default: %(default)s)")
-    add("--per_device_eval_batch_size", type=int, default=16, help="the same in evaluation (default: %(default)s)")
-    add("--gradient_accumulation_steps", type=int, default=1, help="passes per update (default: %(default)s)")
-    add("--learning_rate", type=float, default=5e-5, help="peak, for AdamW (default: %(default)s)")
-    add("--weight_decay", type=float, default=0.0, help="never on biases and LayerNorm (default: %(default)s)")
-    add("--max_grad_norm", type=float, default=1.0, help="to clip at; 0 does not clip (default: %(default)s)")
-    add("--num_train_epochs", type=float, default=3.0, help="passes over the data (default: %(default)s)")
-    add("--max_steps", type=int, default=-1, help="updates, instead of epochs where above 0 (default: %(default)s)")
-    add("--lr_scheduler_type", default="linear", help="(default: %(default)s)", choices=[
+    add("--per_device_train_batch_size", type=int, default=16, help="examples per process and pass")
+    add("--per_device_eval_batch_size", type=int, default=16, help="the same in evaluation")
+    add("--gradient_accumulation_steps", type=int, default=1, help="passes per update")
+    add("--learning_rate", type=float, default=5e-5, help="peak, for AdamW")
+    add("--weight_decay", type=float, default=0.0, help="never on biases and LayerNorm")
+    add("--max_grad_norm", type=float, default=1.0, help="to clip at; 0 does not clip")
+    add("--num_train_epochs", type=float, default=3.0, help="passes over the data")
+    add("--max_steps", type=int, default=-1, help="updates, instead of epochs where above 0")
+    add("--lr_scheduler_type", default="linear", help="course of the learning rate", choices=[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"])
-    add("--warmup_steps", type=float, default=0, help="updates, or below 1 a share of all (default: %(default)s)")
-    add("--mixed_precision", choices=["auto", "no", "bf16", "fp16"], default="auto", help="auto: as the launcher says, else "
-        "bf16 where the hardware computes it natively; no: float32 (default: %(default)s)")
+    add("--warmup_steps", type=float, default=0, help="updates, or below 1 a share of all")
+    add("--mixed_precision", choices=["auto", "no", "bf16", "fp16"], default="auto", help="auto: as the launcher says, "
+        "else bf16 where the hardware computes it natively; no: float32")
     add_switch(group, "--gradient_checkpointing", "less memory, more time")
-    add("--dataloader_num_workers", type=int, default=0, help="data workers per process (default: %(default)s)")
+    add("--dataloader_num_workers", type=int, default=0, help="data workers per process")
     add("--cpu_threads", type=int, help="torch threads per process (default: physical cores / processes)")
-    add("--seed", type=int, default=42, help="of weights, order, masks and dropout (default: %(default)s)")
+    add("--seed", type=int, default=42, help="of weights, order, masks and dropout")
 
 
 def add_output_flags(parser):
     group = parser.add_argument_group("output")
     add = group.add_argument
-    add("--output_dir", default="outputs/mlm", help="(default: %(default)s)")
+    add("--output_dir", default="outputs/mlm", help="folder for all that a run leaves behind")
     add_switch(group, "--overwrite_output_dir", "train although a model or checkpoints lie there, and replace them")
-    add("--eval_strategy", choices=["no", "steps", "epoch"], default="epoch", help="when to evaluate (default: %(default)s)")
+    add("--eval_strategy", choices=["no", "steps", "epoch"], default="epoch", help="when to evaluate")
     add("--eval_steps", type=float, help="updates, or below 1 a share of all (default: as --logging_steps)")
-    add("--save_strategy", choices=["no", "steps", "epoch"], default="epoch", help="when to save (default: %(default)s)")
-    add("--save_steps", type=float, default=500, help="updates, or below 1 a share of all (default: %(default)s)")
-    add("--logging_steps", type=float, default=10, help="the same, between two lines in log.jsonl (default: %(default)s)")
-    add("--save_total_limit", type=int, default=2, help="checkpoints that are kept (default: %(default)s)")
+    add("--save_strategy", choices=["no", "steps", "epoch"], default="epoch", help="when to save")
+    add("--save_steps", type=float, default=500, help="updates, or below 1 a share of all")
+    add("--logging_steps", type=float, default=10, help="the same, between two lines in log.jsonl")
+    add("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
     add_switch(group, "--load_best_model_at_end", "keep the model with the lowest eval_loss")
-    add("--resume_from_checkpoint", nargs="?", const="latest", metavar="latest|PATH", help="go on from a checkpoint; latest is "
-        "the newest whole one in --output_dir")
-    add("--report_to", nargs="+", choices=["none", "wandb", "trackio", "tensorboard"], default=["none"], help="(default: none)")
+    add("--resume_from_checkpoint", nargs="?", const="latest", metavar="latest|PATH",
+        help="go on from a checkpoint; latest: the newest whole one in --output_dir")
+    add("--report_to", nargs="+", choices=["none", "wandb", "trackio", "tensorboard"], default=["none"], help="tracker")
     add("--run_name", help="name in the trackers (default: --output_dir)")
     add_switch(group, "--push_to_hub", "upload the model to the Hub at the end")
     add("--hub_model_id", help="repository to push to (default: the last part of --output_dir)")
@@ -193,15 +196,16 @@ def check_args(args, parser):
         0, 99, "0 to 99"), "mlm_probability": (1e-9, 1, "a share above 0 and up to 1"), probabilities: (0, 1, "0 to 1"),
         "seed dataloader_num_workers learning_rate weight_decay max_grad_norm warmup_steps": (0, math.inf, "0 or more"),
         "eval_steps save_steps logging_steps num_train_epochs": (1e-9, math.inf, "more than 0"),
-        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit cpu_threads "
-        "max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers": (1, math.inf, "1 or more")}
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit "
+        "cpu_threads max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers": (
+            1, math.inf, "1 or more")}
     for names, (low, high, expected) in bounds.items():
         for name in names.split():
             value = getattr(args, name)
             if value is not None and not low <= value <= high:
                 parser.error(f"--{name} is {value}; expected {expected}")
     if args.mask_replace_prob + args.random_replace_prob > 1:
-        parser.error("--mask_replace_prob and --random_replace_prob add up to more than 1; give shares such as 0.8 and 0.1")
+        parser.error("--mask_replace_prob and --random_replace_prob add up to more than 1; give shares as 0.8 and 0.1")
     if args.load_best_model_at_end and (args.save_strategy == "no" or args.eval_strategy != args.save_strategy or (
             args.save_strategy == "steps" and args.save_steps % args.eval_steps)):
         parser.error("--load_best_model_at_end needs scores of every model that is saved: give --save_strategy and "
@@ -212,7 +216,8 @@ def check_args(args, parser):
     for package in args.report_to:
         if not importlib.util.find_spec(package):  # accelerate would log nothing and say nothing
             parser.error(f"--report_to {package}: the package is not installed; pip install {package}")
-    files, todo = args.train_file or args.validation_file or args.test_file, args.do_train or args.do_eval or args.do_predict
+    files = args.train_file or args.validation_file or args.test_file
+    todo = args.do_train or args.do_eval or args.do_predict
     if files and args.dataset_name:
         parser.error("--dataset_name and files were given; expected one of the two")
     if not files and not args.dataset_name and (todo or not args.text):
@@ -251,17 +256,18 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits):
     try:
         loaded = datasets.load_dataset(dataset_name, dataset_config_name)
     except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
-        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {' '.join(str(error).split())[:200]} Check the name "
-                         "and --dataset_config_name. Without network, give --train_file with a file of your own, a folder that "
-                         f"holds the data set, or bring along {datasets.config.HF_DATASETS_CACHE} from where there is one.") from None
+        fault = " ".join(str(error).split())[:200]
+        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
+                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
+                         "folder that holds the data set, or bring along a cache from where there is network: "
+                         f"{datasets.config.HF_DATASETS_CACHE}") from None
     for split in splits:
         if split in loaded:
             if column not in loaded[split].column_names:
                 raise InputError(f"--dataset_name {dataset_name}: there is no column {column!r}; the columns are "
-                                 f"{', '.join(loaded[split].column_names)}. Name the one with the text by --text_column_name.")
-
-            name = f"{dataset_name} ({split})"
-            sources[split] = (f"{loaded[split]._fingerprint} {column}", partial(read_dataset, loaded[split], column), name)
+                                 f"{', '.join(loaded[split].column_names)}. Name one with --text_column_name.")
+            sources[split] = (f"{loaded[split]._fingerprint} {column}", partial(read_dataset, loaded[split], column),
+                              f"{dataset_name} ({split})")
     return sources
 
 
@@ -276,16 +282,23 @@ def read_dataset(rows, column):
 def write_texts(batches, path):
     """Write batches of (texts, documents) to an Arrow file. Returns counts: paragraphs, repeated, words, characters."""
     schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
-    counts, hashes = {"paragraphs": 0, "words": 0, "characters": 0}, []
-    with pa.OSFile(f"{path}.tmp", "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    counts, hashes, aside = {"paragraphs": 0, "words": 0, "characters": 0}, [], f"{path}.{os.urandom(4).hex()}.tmp"
+    with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
-            writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string()), pa.array(documents, pa.int64())], schema))
+            writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
             counts["paragraphs"] += len(texts)
             counts["words"] += sum(text.count(" ") + 1 for text in texts)
             counts["characters"] += sum(map(len, texts))
             hashes.append(np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts)))
-    os.replace(f"{path}.tmp", path)
+    os.replace(aside, path)  # at once, as another run may be preparing the same text
     return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
+
+
+def write_json(path, value):
+    """Write a JSON file so that a reader, or a kill, never meets half of it."""
+    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
+    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+    os.replace(aside, path)
 
 
 def tokenize_batch(table, tokenizer):
@@ -308,7 +321,8 @@ class ExampleCutter:
     """
 
     def __init__(self, size, edges, unknown_id, line_by_line, rows):
-        self.size, self.edges, self.unknown_id, self.line_by_line, self.rows = size, edges, unknown_id, line_by_line, rows
+        self.size, self.edges, self.unknown_id = size, edges, unknown_id
+        self.line_by_line, self.rows = line_by_line, rows
         self.rest, self.document, self.examples = np.zeros(0, np.int32), None, 0
         self.counts = {"tokens": 0, "unknown": 0, "shortened": 0}
 
@@ -351,11 +365,11 @@ def prepare_split(source, part, tokenizer, *, max_seq_length, line_by_line, num_
 
     Args:
         source: (fingerprint, function that yields batches, name), as find_sources returns.
-        part: (which, percent): "all" paragraphs, the "drawn" ones of so many percent, drawn by row number alone, or the "rest".
+        part: (which, percent): "all" paragraphs, "drawn" ones of so many percent, by row number alone, or the "rest".
 
     Returns:
-        (examples, counts): a Dataset of `id` and `input_ids` (int32 lists, special tokens included), and a dict of counts,
-        whose `key` tells apart what was prepared from other content or with other settings.
+        (examples, counts): a Dataset of `id` and `input_ids` (int32 lists, special tokens included), and a dict of
+        counts, whose `key` tells apart what was prepared from other content or with other settings.
     """
     fingerprint, batches, _ = source
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else f"{tokenizer!r} {tokenizer.get_vocab()}"
@@ -363,18 +377,20 @@ def prepare_split(source, part, tokenizer, *, max_seq_length, line_by_line, num_
     key = hashlib.sha256(f"{text_key} {max_seq_length} {line_by_line} {part}".encode()).hexdigest()[:32]
     cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
     cache.mkdir(parents=True, exist_ok=True)
-    prepared, facts, text = (cache / name for name in (f"examples-{key}.arrow", f"examples-{key}.json", f"text-{text_key}.arrow"))
+    prepared, facts = cache / f"examples-{key}.arrow", cache / f"examples-{key}.json"
+    text = cache / f"text-{text_key}.arrow"
     if overwrite or not (prepared.exists() and facts.exists()):
         text_facts = text.with_suffix(".json")
         if overwrite or not (text.exists() and text_facts.exists()):
-            text_facts.write_text(json.dumps(write_texts(batches(), text)), encoding="utf-8")
+            write_json(text_facts, write_texts(batches(), text))
         counts = json.loads(text_facts.read_text(encoding="utf-8"))
         texts = datasets.Dataset.from_file(str(text)).with_format("arrow")
         flat_tokenizer = FlatTokenizer(tokenizer, texts[:100]["text"].to_pylist(), tqdm.write)
         at_once = max(1, int(2e6 * counts["paragraphs"] / counts["characters"]))  # paragraphs in about 2 MB
         tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once, fn_kwargs={"tokenizer": flat_tokenizer},
-                           remove_columns=["text"], num_proc=num_proc, load_from_cache_file=not overwrite, new_fingerprint=text_key,
-                           cache_file_name=str(cache / f"tokens-{text_key}.arrow"), desc=f"Tokenizing ({flat_tokenizer.name})")
+                           remove_columns=["text"], num_proc=num_proc, desc=f"Tokenizing ({flat_tokenizer.name})",
+                           load_from_cache_file=not overwrite, new_fingerprint=text_key,
+                           cache_file_name=str(cache / f"tokens-{text_key}.arrow"))
         drawn = np.zeros(len(tokens), dtype=bool)
         share = min(max(1, round(len(tokens) * part[1] / 100)), len(tokens) - 1)
         drawn[np.random.default_rng(0).permutation(len(tokens))[:share]] = True
@@ -382,7 +398,7 @@ def prepare_split(source, part, tokenizer, *, max_seq_length, line_by_line, num_
                                {"all": drawn | True, "drawn": drawn, "rest": ~drawn}[part[0]])
         tokens.map(cutter, batched=True, batch_size=at_once, with_indices=True, remove_columns=["ids", "document"],
                    load_from_cache_file=False, new_fingerprint=key, cache_file_name=str(prepared), desc="Cutting")
-        facts.write_text(json.dumps(counts | cutter.counts | {"key": key}), encoding="utf-8")
+        write_json(facts, counts | cutter.counts | {"key": key})
     return datasets.Dataset.from_file(str(prepared)).with_format("numpy"), json.loads(facts.read_text(encoding="utf-8"))
 
 
@@ -405,16 +421,18 @@ def prepare_data(args, tokenizer):
         parts.pop("train", None)
     for flag, split in (("do_predict", "test"), ("do_eval", "validation")):
         if getattr(args, flag) and split not in parts and not (args.do_train and split == "validation"):
-            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split of the name {split}")
+            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
     data = {}
     for split, (source, part) in parts.items():
-        examples, counts = prepare_split(source, part, tokenizer, max_seq_length=args.max_seq_length, line_by_line=args.line_by_line,
-                                         num_proc=args.preprocessing_num_workers, overwrite=args.overwrite_cache)
+        examples, counts = prepare_split(source, part, tokenizer, max_seq_length=args.max_seq_length,
+                                         line_by_line=args.line_by_line, num_proc=args.preprocessing_num_workers,
+                                         overwrite=args.overwrite_cache)
         if not len(examples):
             raise InputError(f"{source[2]}: its {split} part has {counts['tokens']:,} tokens, too few for one block of "
                              f"{args.max_seq_length}. Give more text, a smaller --max_seq_length, --line_by_line"
                              + (", or --validation_file." if part[0] == "drawn" else "."))
-        number = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}[split]
+        number = {"train": args.max_train_samples, "validation": args.max_eval_samples,
+                  "test": args.max_predict_samples}[split]
         if number is not None and number < len(examples):  # drawn for evaluation with the same seed in every run
             order = np.random.default_rng(args.seed if split == "train" else 0).permutation(len(examples))
             examples = examples.select(np.sort(order[:number]))
@@ -426,16 +444,18 @@ def describe_data(data, max_seq_length, line_by_line, say):
     """Say what the data are, and what looks wrong with them."""
     for split, (examples, counts, name) in data.items():
         kind = "lines of up to" if line_by_line else "blocks of"
-        say(f"{split.capitalize():<11} {len(examples):,} {kind} {max_seq_length} tokens, from {name} ({counts['tokens']:,} tokens)")
+        say(f"{split.capitalize():<11} {len(examples):,} {kind} {max_seq_length} tokens, from {name} "
+            f"({counts['tokens']:,} tokens)")
     _, counts, name = next(iter(data.values()))
     pieces = sum(part["tokens"] for _, part, source in data.values() if source == name) / counts["words"]
     repeated, shortened = counts["repeated"] / counts["paragraphs"], counts["shortened"] / counts["paragraphs"]
     unknown = counts["unknown"] / max(1, counts["tokens"])
-    say(f"Text        {counts['paragraphs']:,} paragraphs, {repeated:.1%} of them repeated; {pieces:.2f} tokens a word, "
-        f"{unknown:.2%} unknown" + (f"; {counts['shortened']:,} lines cut off" if line_by_line else ""))
-    for wrong, warning in ((repeated > 0.1, "many paragraphs stand there more than once, some trained and evaluated on alike"),
-                           (unknown > 0.01 or pieces > 2.5, "the tokenizer knows few of these words; another model may fit better"),
-                           (shortened > 0.1, "many lines are cut off; a larger --max_seq_length, or blocks, would use their ends")):
+    say(f"Text        {counts['paragraphs']:,} paragraphs, {repeated:.1%} of them repeated; {pieces:.2f} tokens a "
+        f"word, {unknown:.2%} unknown" + (f"; {counts['shortened']:,} lines cut off" if line_by_line else ""))
+    for wrong, warning in (
+            (repeated > 0.1, "many paragraphs stand there more than once; some may be trained and evaluated on alike"),
+            (unknown > 0.01 or pieces > 2.5, "the tokenizer knows few of these words; another model may fit better"),
+            (shortened > 0.1, "many lines are cut off; a larger --max_seq_length, or blocks, would use all of them")):
         if wrong:
             say(f"  Careful:  {warning}")
 
@@ -494,8 +514,8 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
 def word_continuations(tokenizer):
     """Say for each token of the vocabulary whether it goes on with the word before it: bool array of shape (vocab,).
 
-    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most tokens
-    carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
+    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most
+    tokens carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
     """
     tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]  # may have holes
     counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
@@ -545,8 +565,9 @@ class MaskingCollator:
             pairs.append(mask_tokens(ids, self.special[ids], epoch=self.epoch, example_id=int(example["id"]),
                                      continues=continues, **self.settings))
         labels = pad([labels for _, labels in pairs], -100).ravel()  # (batch x seq,)
-        positions = (labels != -100).nonzero().ravel()  # found here, on the CPU: on a GPU it would have to be waited for
-        batch = {"input_ids": pad([ids for ids, _ in pairs], self.pad_id), "positions": positions, "targets": labels[positions]}
+        positions = (labels != -100).nonzero().ravel()  # found here, on the CPU: a GPU would have to be waited for
+        batch = {"input_ids": pad([ids for ids, _ in pairs], self.pad_id), "positions": positions,
+                 "targets": labels[positions]}
         if len({len(ids) for ids, _ in pairs}) > 1:  # without padding, attention is faster with no mask at all
             batch["attention_mask"] = pad([np.ones_like(ids) for ids, _ in pairs], 0)
         return batch
@@ -557,8 +578,8 @@ class GlobalBatchSampler(Sampler):
     """Micro-batches of one process, such that update k sees the same examples on any number of processes.
 
     An epoch's order is `default_rng((seed, epoch)).permutation(n)`, cut into global batches of batch_size x
-    accumulation_steps x num_processes examples; the last may be smaller, and no example stands twice. Set `epoch` before
-    each pass, and `first_update` where a resume goes on within it: nothing before it is read.
+    accumulation_steps x num_processes examples; the last may be smaller, and no example stands twice. Set `epoch`
+    before each pass, and `first_update` where a resume goes on within it: nothing before it is read.
 
     Args:
         n: number of examples.
@@ -597,10 +618,10 @@ def load_pretrained(load, flag, name, **settings):
     """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
     try:
         return load(name, **settings)
-    except Exception as error:  # a wrong name, no network, a damaged file, a size that does not fit: all the user's to mend
-        advice = ("Expected a folder with config.json, tokenizer.json and model.safetensors." if os.path.isdir(name) else
-                  "It is no folder, so it was looked up on the Hub: check the spelling. Without network, load it where there is "
-                  f"one (hf download {name} --local-dir DIR) and give that folder.")
+    except Exception as error:  # a wrong name, no network, a damaged file, sizes that do not fit: the user's to mend
+        advice = ("Expected a folder of config.json, tokenizer.json and model.safetensors." if os.path.isdir(name) else
+                  "It is no folder, so it was looked up on the Hub: check the spelling. Without network, load it where "
+                  f"there is one (hf download {name} --local-dir DIR) and give that folder.")
         raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
 
 
@@ -610,38 +631,41 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
     try:
         config.update_from_string(config_overrides) if config_overrides else None
     except (ValueError, IndexError) as error:
-        raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,… with keys of config.json") from None
+        raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,KEY=VALUE with keys "
+                         "of the model's config.json") from None
     flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, name, **hub)
     for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id),
                         ("[CLS]", edge_ids(tokenizer)[0]), ("[SEP]", edge_ids(tokenizer)[1])):
         if token is None:
-            raise InputError(f"{flag} {name}: its tokenizer has no {kind} token. Take a model that was made for masked language "
-                             "modelling, such as bert-base-uncased.")
+            raise InputError(f"{flag} {name}: its tokenizer has no {kind} token. Take a model that was made for masked "
+                             "language modelling, such as bert-base-uncased.")
     if tokenizer.is_fast:  # what a tokenizer.json says of lengths is for other uses, and would change with each use
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
-    if "roberta" in config.model_type or config.model_type in ("camembert", "longformer", "mpnet", "xmod", "data2vec-text"):
-        longest = min(longest, config.max_position_embeddings - config.pad_token_id - 1)  # positions begin behind padding's id
+    if "roberta" in config.model_type or config.model_type in ("camembert", "longformer", "mpnet", "xmod"):
+        longest = min(longest, config.max_position_embeddings - config.pad_token_id - 1)  # they count from there
     if max_seq_length > longest:
-        raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest} tokens. Give that or less.")
+        raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest}. Give that or less.")
     return config, tokenizer
 
 
 def load_mlm_model(name, config, from_scratch, vocab_size, **hub):
     """Load the model in float32, whatever it was stored in: (model, note), which says what of it starts at random."""
     if from_scratch:
-        model, _ = load_pretrained(lambda _: (AutoModelForMaskedLM.from_config(config, dtype=torch.float32), 0), "--model", name)
+        build = partial(AutoModelForMaskedLM.from_config, config, dtype=torch.float32)
+        model = load_pretrained(lambda _: build(), "--model", name)
         note = "all of it starts at random"
     else:
-        model, info = load_pretrained(AutoModelForMaskedLM.from_pretrained, "--model", name, config=config, dtype=torch.float32,
-                                      output_loading_info=True, **hub)
+        model, info = load_pretrained(AutoModelForMaskedLM.from_pretrained, "--model", name, config=config,
+                                      dtype=torch.float32, output_loading_info=True, **hub)
         missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
         note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
                 else "its masked-language-modelling head comes trained")
-    if vocab_size > model.get_input_embeddings().num_embeddings:
-        note += f"; embeddings grow from {model.get_input_embeddings().num_embeddings} to {vocab_size} tokens, the new ones at random"
+    size = model.get_input_embeddings().num_embeddings
+    if vocab_size > size:
+        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
         model.resize_token_embeddings(vocab_size)
     return model, note
 
@@ -663,8 +687,9 @@ def fill_masks(model, tokenizer, texts, top_k=5):
         positions = getattr(model.config, "max_position_embeddings", None) or math.inf
         length, longest = inputs["input_ids"].shape[1], min(tokenizer.model_max_length, positions)
         if not len(masks) or length > longest:
-            raise InputError(f"--text {text[:60]!r}: " + (f"{length} tokens; the model takes at most {longest}" if len(masks) else
-                             f"there is no mask in it; write {tokenizer.mask_token} for a hidden word"))
+            fault = (f"it has {length} tokens; the model takes at most {longest}" if len(masks) else
+                     f"there is no mask in it; write {tokenizer.mask_token} for a hidden word")
+            raise InputError(f"--text {text[:60]!r}: {fault}")
         best = model(**inputs).logits[0, masks].softmax(dim=-1).topk(top_k)  # (masks, top_k)
         answers.append([[(tokenizer.decode([i]), p) for i, p in zip(ids, chances, strict=True)]
                         for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
@@ -683,12 +708,14 @@ def masked_logits(model, batch):
 
     Args:
         model: a model with get_output_embeddings, also inside DistributedDataParallel.
-        batch: positions (predicted,) in the flattened batch, targets, and the model's inputs: input_ids (batch, seq) ….
+        batch: positions (predicted,) in the flattened batch, targets, and the model's inputs: input_ids (batch, seq).
 
     Returns:
         float32 scores of shape (predicted, vocab).
     """
-    head, positions, tokens = getattr(model, "module", model).get_output_embeddings(), batch["positions"], batch["input_ids"].numel()
+    inputs = {name: tensor for name, tensor in batch.items() if name not in ("positions", "targets")}
+    positions, tokens = batch["positions"], batch["input_ids"].numel()
+    head = getattr(model, "module", model).get_output_embeddings()
 
     def keep_positions(_, args):
         hidden = args[0]  # (batch, seq, hidden), or for some models (batch x seq, hidden)
@@ -697,7 +724,7 @@ def masked_logits(model, batch):
 
     hook = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else nullcontext()
     with hook:
-        logits = model(**{name: tensor for name, tensor in batch.items() if name not in ("positions", "targets")}).logits
+        logits = model(**inputs).logits
     if logits.dim() == 3:
         logits = logits.flatten(0, 1)[positions]
     return logits.float()  # a sum of thousands of bfloat16 terms loses its last digits
@@ -705,7 +732,7 @@ def masked_logits(model, batch):
 
 @torch.no_grad()
 def evaluate(model, examples, collator, batch_size, device, processes):
-    """Score a model on examples, exactly: sums over all processes, divided once. Masks depend on the example's id alone.
+    """Score a model on examples, exactly: sums over all processes, divided once. Masks depend on the example alone.
 
     Args:
         model: not wrapped for several processes: the first pass of a wrapped one hangs where a process has no example.
@@ -739,7 +766,7 @@ def train(accelerator, model, optimizer, scheduler, loader, *, processes, start,
     """Train from update `start` to update max_steps, or until after_update returns True.
 
     after_update is given the number of the update, from 1; the negative log-likelihood of this process's tokens (scalar
-    tensor, nats); the number of tokens predicted by all; the norm of the gradient; and whether any process noted a signal.
+    tensor, nats); the number of tokens predicted by all; the gradient's norm; and whether any process noted a signal.
     """
     sampler, collator, device, update = loader.batch_sampler, loader.collate_fn, accelerator.device, start
     while update < max_steps:
@@ -749,10 +776,12 @@ def train(accelerator, model, optimizer, scheduler, loader, *, processes, start,
         while update < max_steps and (micro_batches := list(islice(batches, accumulation_steps))):
             model.train()
             # Dropout is a function of (seed, update, rank), so a checkpoint need not carry the state of any generator.
-            torch.manual_seed(int(np.random.SeedSequence((seed, update, processes.rank)).generate_state(1, np.uint64)[0]))
+            dropout_seed = np.random.SeedSequence((seed, update, processes.rank)).generate_state(1, np.uint64)[0]
+            torch.manual_seed(int(dropout_seed))
             # Batches differ in how many tokens they mask. One count for the whole update, over all processes, gives
             # every token the same weight; averaging the averages would not.
-            predicted, stop = processes.sum(sum(len(batch["targets"]) for batch in micro_batches), stop_signal.number > 0)
+            counts = [len(batch["targets"]) for batch in micro_batches]
+            predicted, stop = processes.sum(sum(counts), stop_signal.number > 0)
             nll = torch.zeros((), device=device)
             for i, batch in enumerate(micro_batches):
                 is_last = i == len(micro_batches) - 1
@@ -783,12 +812,15 @@ class TrainingRun:
         updates_per_epoch, max_steps: in updates.
     """
 
-    def __init__(self, args, accelerator, processes, model, tokenizer, optimizer, scheduler, score, state, updates_per_epoch, max_steps):
-        self.args, self.accelerator, self.processes, self.model, self.tokenizer = args, accelerator, processes, model, tokenizer
+    def __init__(self, args, accelerator, processes, model, tokenizer, optimizer, scheduler, score, state,
+                 updates_per_epoch, max_steps):
+        self.args, self.accelerator, self.processes = args, accelerator, processes
+        self.model, self.tokenizer = model, tokenizer
         self.optimizer, self.scheduler, self.score, self.state = optimizer, scheduler, score, state
         self.updates_per_epoch, self.max_steps = updates_per_epoch, max_steps
         self.pending, self.paused = [], 0.0  # losses that are still on the device; seconds spent on scoring and saving
-        self.bar = tqdm(total=max_steps, initial=state["step"], desc="Training", unit=" updates", disable=processes.rank > 0 or None)
+        self.bar = tqdm(total=max_steps, initial=state["step"], desc="Training", unit=" updates",
+                        disable=processes.rank > 0 or None)
 
     def is_due(self, strategy, every):
         step, every = self.state["step"], math.ceil(every * self.max_steps) if every < 1 else int(every)
@@ -816,7 +848,8 @@ class TrainingRun:
         if self.state["best"] is None or scores["eval_loss"] < self.state["best"]["eval_loss"]:
             self.state["best"] = self.state["latest"]
         if self.processes.rank == 0:
-            tqdm.write(f"Update {self.state['step']:>6}  " + "  ".join(f"{name} {value:.6g}" for name, value in scores.items()))
+            shown = "  ".join(f"{name} {value:.6g}" for name, value in scores.items())
+            tqdm.write(f"Update {self.state['step']:>6}  {shown}")
         self.paused += time.perf_counter() - begun
         return scores
 
@@ -830,7 +863,7 @@ class TrainingRun:
         self.paused += time.perf_counter() - begun
 
     def write(self, folder):
-        self.model.save_pretrained(folder)
+        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
         state = dict(self.state, scheduler={k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
@@ -846,7 +879,8 @@ class TrainingRun:
             self.settle()
             (nats, tokens), state["window"] = state["window"], [0.0, 0.0]
             state["train"] = [state["train"][0] + nats, state["train"][1] + tokens]
-            self.log({"loss": nats / max(tokens, 1), "learning_rate": self.scheduler.get_last_lr()[0], "grad_norm": norm.item()})
+            self.log({"loss": nats / max(tokens, 1), "learning_rate": self.scheduler.get_last_lr()[0],
+                      "grad_norm": norm.item()})
             self.bar.set_postfix(loss=f"{nats / max(tokens, 1):.3f}")
         if self.score and (self.is_due(self.args.eval_strategy, self.args.eval_steps) or last):
             self.evaluate()
@@ -872,7 +906,8 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
                                  processes.num_processes, processes.rank, args.seed)
     # The generator keeps iter() from drawing its seed out of the global one, which would shift dropout after a resume.
     loader = DataLoader(examples, batch_sampler=sampler, collate_fn=collator, num_workers=args.dataloader_num_workers,
-                        generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda", worker_init_fn=ignore_interrupts)
+                        generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda",
+                        worker_init_fn=ignore_interrupts)
     max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * sampler.updates_per_epoch)
     warmup = math.ceil(args.warmup_steps * max_steps) if args.warmup_steps < 1 else int(args.warmup_steps)
     optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)
@@ -884,7 +919,8 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
         scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None] * len(optimizer.param_groups)})
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
-    say(f"Updates     {max_steps:,} of {sampler.global_batch} examples ({processes.num_processes} x {sampler.batch_size}, "
+    say(f"Updates     {max_steps:,} of {sampler.global_batch} examples ({processes.num_processes} x "
+        f"{sampler.batch_size}, "
         f"{sampler.accumulation_steps} accumulated), {sampler.updates_per_epoch:,} an epoch"
         + (f"; going on from {checkpoint}" if checkpoint else ""))
     run = TrainingRun(args, accelerator, processes, network, tokenizer, optimizer, scheduler, score, state,
@@ -900,15 +936,17 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
     if state["step"] < max_steps:
         return network, {}, stop_signal.number or signal.SIGTERM
     seconds, (nats, tokens) = time.perf_counter() - begun - run.paused, state["train"]
-    results = {"step": state["step"], "epoch": state["step"] / sampler.updates_per_epoch, "train_loss": nats / max(tokens, 1),
-               "train_runtime": seconds, **state["initial"]}
-    if state["step"] > start:
-        results["train_samples_per_second"] = (sampler.examples_until(state["step"]) - sampler.examples_until(start)) / seconds
+    results = {"step": state["step"], "epoch": state["step"] / sampler.updates_per_epoch, "train_runtime": seconds,
+               "train_loss": nats / max(tokens, 1), **state["initial"]}
+    seen = sampler.examples_until(state["step"]) - sampler.examples_until(start)
+    if seen:
+        results["train_samples_per_second"] = seen / seconds
     if score and state["latest"]["step"] != state["step"]:  # a resume that had nothing left to do
         run.evaluate()
     if args.load_best_model_at_end and score and state["best"]["step"] != state["step"]:
         say(f"Best        the model of update {state['best']['step']} is kept")
-        load_model(network, Path(args.output_dir, f"checkpoint-{state['best']['step']}", "model.safetensors"))
+        folder = Path(args.output_dir, f"checkpoint-{state['best']['step']}")
+        network.load_state_dict(AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).state_dict())
         state["latest"] = state["best"]
     return network, results | {name: value for name, value in (state["latest"] or {}).items() if name != "step"}, 0
 
@@ -920,10 +958,11 @@ def open_output(args, say):
     """Refuse a folder that is in use, or find the checkpoint to go on from: (folder or None, state of the run)."""
     output_dir, checkpoint = Path(args.output_dir), None
     if args.do_train and not args.resume_from_checkpoint and not args.overwrite_output_dir:
-        used = [path.name for path in [*list_checkpoints(output_dir), output_dir / "model.safetensors"] if path.exists()]
+        used = [path for path in [*list_checkpoints(output_dir), output_dir / "model.safetensors"] if path.exists()]
         if used or output_dir.is_file():
-            raise InputError(f"--output_dir {output_dir} is in use: {(used or ['a file of that name'])[0]} lies there. To go on with "
-                             "that run, give --resume_from_checkpoint latest; to replace it, --overwrite_output_dir; else another.")
+            raise InputError(f"--output_dir {output_dir} is in use: {(used or [output_dir])[0]} lies there. To go on "
+                             "with that run, give --resume_from_checkpoint latest; to replace it, "
+                             "--overwrite_output_dir; or name another folder.")
     if args.do_train and args.resume_from_checkpoint == "latest":
         for folder in reversed(list_checkpoints(output_dir)):
             fault = checkpoint_fault(folder)
@@ -937,7 +976,8 @@ def open_output(args, say):
         checkpoint = Path(args.resume_from_checkpoint)
         fault = checkpoint_fault(checkpoint)
         if fault:
-            raise InputError(f"--resume_from_checkpoint {checkpoint}: not a whole checkpoint: {fault}. Give another, or latest.")
+            raise InputError(f"--resume_from_checkpoint {checkpoint}: not a whole checkpoint: {fault}. Give another, "
+                             "or latest.")
     if checkpoint:
         return checkpoint, json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return None, {"step": 0, "window": [0.0, 0.0], "train": [0.0, 0.0], "latest": None, "best": None, "initial": {},
@@ -945,77 +985,85 @@ def open_output(args, say):
 
 
 def start_processes(args, model_type):
-    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what does not work here."""
+    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work."""
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
-            raise InputError(f"accelerate is set to {name}, which this script does not support: encoders of this size train "
-                             "fastest with plain data parallelism. Give accelerate launch --multi_gpu --num_processes N.")
-    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+            raise InputError(f"accelerate is set to {name}, which this script does not support: encoders of this size "
+                             "train fastest with plain data parallelism, accelerate launch --multi_gpu")
+    on_cpu = (not torch.accelerator.is_available()
+              or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"))
     device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
     precision = pick_precision(args.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), device_type)
     if precision == "fp16" and on_cpu:
         raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
     threads = set_cpu_threads(args.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     # These leave some of their weights unused; to look for such takes time, so it is not done for the others.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=model_type in ("big_bird", "esm", "fnet", "layoutlm", "longformer"))
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision, log_with=args.report_to or None, project_dir=args.output_dir,
-                              kwargs_handlers=[ddp])
+    unused = model_type in ("big_bird", "esm", "fnet", "layoutlm", "longformer")
+    accelerator = Accelerator(
+        cpu=on_cpu, mixed_precision=precision, log_with=args.report_to or None,
+        project_config=ProjectConfiguration(args.output_dir, logging_dir=f"{args.output_dir}/runs"),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
     if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
-        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU, start them "
-                         "with: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_mlm.py …")
+        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
+                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_mlm.py …")
     processes = Processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
     return accelerator, processes, threads
 
 
 def begin_run(args, accelerator, data, state, checkpoint):
-    """Make all ready for training: check the checkpoint against the run, clear the folder, start the trackers, reach the Hub."""
-    made_with = {"prepared data": data["train"][1]["key"], "number of examples": len(data["train"][0]), "--seed": args.seed,
-                 "global batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes}
+    """Make ready for training: hold the checkpoint against the run, clear the folder, start trackers, reach the Hub."""
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    made_with = {"prepared data": data["train"][1]["key"], "number of examples": len(data["train"][0]),
+                 "--seed": args.seed, "global batch": batch}
     for name, value in made_with.items():
         if state.setdefault(name, value) != value:
-            raise InputError(f"{checkpoint}: {name} was {state[name]} and is now {value}. A run goes on with the text, seed and "
-                             "global batch (processes x batch size x accumulation steps) that it began with.")
+            raise InputError(f"{checkpoint}: {name} was {state[name]} and is now {value}. A run goes on with the text, "
+                             "seed and global batch (processes x batch size x accumulation steps) that it began with.")
     output_dir = Path(args.output_dir)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         for folder in [*output_dir.glob("tmp-*"), *(list_checkpoints(output_dir) if args.overwrite_output_dir else ())]:
             remove_folder(folder)  # tmp-: left by a run that was killed while it saved
         cut_log(output_dir / "log.jsonl", state["step"] if checkpoint else -1)
-    settings = {name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(args).items()}
+    settings = {k: value if isinstance(value, int | float | str) else str(value) for k, value in vars(args).items()}
     try:
-        if args.push_to_hub and accelerator.is_main_process:  # a wrong name or token is better known before the training
+        if args.push_to_hub and accelerator.is_main_process:  # a wrong name is better known before the training
             huggingface_hub.create_repo(args.hub_model_id or output_dir.resolve().name, exist_ok=True)
         accelerator.init_trackers(os.environ.get("WANDB_PROJECT", "mlm"), settings, {
             "wandb": {"name": args.run_name, "id": state["run_id"], "resume": "allow", "dir": args.output_dir},
-            "trackio": {"name": args.run_name, "resume": "allow"},
-            "tensorboard": {"purge_step": state["step"] + 1}})  # what a killed run wrote after its checkpoint
+            "trackio": {"name": args.run_name, "resume": "allow" if checkpoint else "never"},
+            "tensorboard": {"purge_step": state["step"] + bool(checkpoint)}})  # hides what stood there from here on
     except Exception as error:  # no account, no network, a server that refuses
-        raise InputError(f"{'--push_to_hub, ' * args.push_to_hub}--report_to {' '.join(args.report_to)}: cannot start: "
-                         f"{' '.join(str(error).split())[:200]}. For wandb, 'wandb login' or WANDB_MODE=offline; for the Hub, "
-                         "'hf auth login' and --hub_model_id NAME/MODEL.") from None
+        wanted = "--push_to_hub " * args.push_to_hub + f"--report_to {' '.join(args.report_to)}" * bool(args.report_to)
+        raise InputError(f"{wanted}: cannot start: {' '.join(str(error).split())[:200]}. For wandb, 'wandb login' or "
+                         "WANDB_MODE=offline; for the Hub, 'hf auth login' and --hub_model_id NAME/MODEL.") from None
 
 
 def score_rows(results):
     """List (name, before, after) of the scores, as text."""
     names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
-    return [(name, *(f"{results[key]:,.4f}" if key in results else "-" for key in (f"initial_{name}", name))) for name in names]
+    return [(name, *(f"{results[key]:,.4f}" if key in results else "-" for key in (f"initial_{name}", name)))
+            for name in names]
 
 
 def write_model_card(args, data, results, note):
     settings = {name: value for name, value in sorted(vars(args).items()) if value not in (None, False, [])}
-    lines = ["---", "library_name: transformers", "pipeline_tag: fill-mask",
-             *([] if os.path.exists(args.model) else [f"base_model: {args.model}"]), "---", "", f"# {Path(args.output_dir).name}", "",
+    base = [] if os.path.exists(args.model) else [f"base_model: {args.model}"]
+    sizes = [f"| {split} | {len(rows):,} | {facts['tokens']:,} | {name} |"
+             for split, (rows, facts, name) in data.items()]
+    scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
+    lines = ["---", "library_name: transformers", "pipeline_tag: fill-mask", *base, "---", "",
+             f"# {Path(args.output_dir).name}", "",
              f"{Path(args.model).name}, trained on {data['train'][2]} by masked language modelling; {note}.", "",
-             "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |",
-             *(f"| {split} | {len(rows):,} | {counts['tokens']:,} | {name} |" for split, (rows, counts, name) in data.items()), "",
-             "| score | before | after |", "| --- | ---: | ---: |", *(f"| {' | '.join(row)} |" for row in score_rows(results)), "",
+             "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
+             "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
              "Losses are in nats per masked token.", "", "```yaml",
              *(f"{name}: {json.dumps(value)}" for name, value in settings.items()), "```", ""]
     Path(args.output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def finish(args, model, tokenizer, data, results, note):
-    """Leave behind what the run has made: results; and of a training run the model and its card, on the Hub too if asked."""
+    """Leave behind what the run has made: results; of a training run the model and its card, on the Hub if asked."""
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if args.do_train:
@@ -1028,8 +1076,7 @@ def finish(args, model, tokenizer, data, results, note):
         write_model_card(args, data, results, note)
     path = output_dir / "all_results.json"
     older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not args.do_train else {}
-    path.with_suffix(".tmp").write_text(json.dumps(older | results, indent=4) + "\n", encoding="utf-8")
-    os.replace(path.with_suffix(".tmp"), path)
+    write_json(path, older | results)
     if args.push_to_hub:
         try:
             print("Uploaded to", huggingface_hub.upload_folder(
@@ -1040,17 +1087,20 @@ def finish(args, model, tokenizer, data, results, note):
                              f"upload it with: hf upload NAME/MODEL {output_dir}") from None
 
 
-def show_results(results, texts, before, after, output_dir, say):
+def show_results(results, texts, before, after, note, output_dir, say):
     """Print the scores and the fills, before the training and after it."""
     for name, *values in ([("", "before", "after"), *score_rows(results)] if results else ()):
         say(f"{name:<20}{values[0]:>16}{values[1]:>16}")
+    if before or "initial_eval_loss" in results:
+        say(f"Before: {note}")
     for i, text in enumerate(texts):
         say(f"\n{text}")
         for when, answers in (("before", before), ("after" if before else "", after)):
             for words in answers[i] if answers else ():
                 say(f"  {when:<8}" + "   ".join(f"{word} {p:.3f}" for word, p in words))
     if results:
-        say(f"\nResults are in {Path(output_dir, 'all_results.json')}" + (f", model and log in {output_dir}" if "step" in results else ""))
+        say(f"\nResults are in {Path(output_dir, 'all_results.json')}"
+            + (f", model and log in {output_dir}" if "step" in results else ""))
 
 
 def main(argv=None):
@@ -1062,7 +1112,8 @@ def main(argv=None):
     if rank:
         datasets.disable_progress_bars()
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides, args.max_seq_length, **hub)
+    config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides,
+                                                  args.max_seq_length, **hub)
     describe = partial(describe_data, max_seq_length=args.max_seq_length, line_by_line=args.line_by_line, say=say)
     if args.prepare_only:
         return describe(prepare_data(args, tokenizer)) if rank == 0 else None
@@ -1073,19 +1124,21 @@ def main(argv=None):
         data = processes.main_first(partial(prepare_data, args, tokenizer))
         describe(data)
     set_seed(args.seed)
-    model, note = load_mlm_model(str(checkpoint or args.model), None if checkpoint else config, args.from_scratch and not checkpoint,
-                                 len(tokenizer), **hub)
+    model, note = load_mlm_model(str(checkpoint or args.model), None if checkpoint else config,
+                                 args.from_scratch and not checkpoint, len(tokenizer), **hub)
+    note = state.setdefault("note", note)
     say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
-    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process(es) of {threads} CPU threads, precision "
-        f"{'float32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}")
+    precision = accelerator.mixed_precision.replace("no", "float32")
+    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process(es) of {threads} CPU threads, "
+        f"{precision}")
     special = np.zeros(len(tokenizer), dtype=bool)
     special[tokenizer.all_special_ids] = True
-    masks = {"pad_id": tokenizer.pad_token_id, "special": special, "mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
-             "mask_prob": args.mlm_probability, "mask_replace_prob": args.mask_replace_prob,
-             "random_replace_prob": args.random_replace_prob,
+    masks = {"pad_id": tokenizer.pad_token_id, "special": special, "mask_id": tokenizer.mask_token_id,
+             "vocab_size": len(tokenizer), "mask_prob": args.mlm_probability,
+             "mask_replace_prob": args.mask_replace_prob, "random_replace_prob": args.random_replace_prob,
              "continues": word_continuations(tokenizer) if args.masking == "whole_word" else None}
-    score = {split: partial(evaluate, examples=data[split][0], collator=MaskingCollator(seed=0, **masks), processes=processes,
-                            batch_size=args.per_device_eval_batch_size, device=accelerator.device)
+    score = {split: partial(evaluate, examples=data[split][0], collator=MaskingCollator(seed=0, **masks),
+                            processes=processes, batch_size=args.per_device_eval_batch_size, device=accelerator.device)
              for split in data if split != "train"}
     before, results = None, {}
     try:
@@ -1094,11 +1147,12 @@ def main(argv=None):
             before = state.setdefault("fills", fill_masks(model, tokenizer, args.text)) if args.text else None
             if args.gradient_checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model, results, stopped_by = fit(args, accelerator, processes, model, tokenizer, data["train"][0],
-                                             MaskingCollator(seed=args.seed, **masks), score.get("validation"), state, checkpoint, say)
+            collator = MaskingCollator(seed=args.seed, **masks)
+            model, results, stopped_by = fit(args, accelerator, processes, model, tokenizer, data["train"][0], collator,
+                                             score.get("validation"), state, checkpoint, say)
             if stopped_by:
-                say(f"Stopped by {signal.Signals(stopped_by).name} after update {state['step']}, which is saved. To go on, give the "
-                    "same command with --resume_from_checkpoint latest")
+                say(f"Stopped by {signal.Signals(stopped_by).name} after update {state['step']}, which is saved. To go "
+                    "on, give the same command with --resume_from_checkpoint latest")
                 accelerator.end_training()
                 sys.exit(128 + stopped_by)
         else:
@@ -1108,15 +1162,17 @@ def main(argv=None):
             results |= {f"predict_{name.removeprefix('eval_')}": value for name, value in score["test"](model).items()}
     except torch.OutOfMemoryError:
         batch, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
-        raise InputError(f"the GPU ran out of memory at {batch} examples of {args.max_seq_length} tokens per pass. The same result in "
-                         f"half the memory: --per_device_train_batch_size {max(1, batch // 2)} --gradient_accumulation_steps "
-                         f"{steps * 2}; --gradient_checkpointing and a smaller --max_seq_length help too.") from None
-    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # what is shown and saved is computed in float32
+        raise InputError(f"the GPU ran out of memory at {batch} examples of {args.max_seq_length} tokens per pass. The "
+                         f"same result in half the memory: --per_device_train_batch_size {max(1, batch // 2)} "
+                         f"--gradient_accumulation_steps {steps * 2}; --gradient_checkpointing and a smaller "
+                         "--max_seq_length help too.") from None
+    # What is shown and saved is computed in float32.
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
     after = fill_masks(model, tokenizer, args.text) if args.text else None
-    accelerator.log({name: value for name, value in results.items() if name not in ("step", "epoch")}, step=state["step"])
+    accelerator.log({k: value for k, value in results.items() if k not in ("step", "epoch")}, step=state["step"])
     if rank == 0 and results:
         finish(args, model, tokenizer, data, results, note)
-    show_results(results, args.text or [], before, after, args.output_dir, say)
+    show_results(results, args.text or [], before, after, note, args.output_dir, say)
     accelerator.end_training()
 
 
@@ -1140,7 +1196,7 @@ def find_files(patterns, flag):
         if not found or os.path.isdir(pattern):
             fault = ("this is a folder, expected a file" if found else "no file matches this pattern"
                      if glob.has_magic(pattern) else "there is no such file")
-            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give paths or patterns: texts/*.txt")
+            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, or a glob like *.txt")
         files += found
     return files
 
@@ -1173,8 +1229,8 @@ def read_lines(path):
                 number += len(lines)
     except UnicodeDecodeError as error:
         line, byte = number + raw.count(b"\n", 0, error.start), error.start - raw.rfind(b"\n", 0, error.start)
-        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. Expected "
-                         f"UTF-8 text; convert it, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
+        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
+                         f"Convert it to UTF-8, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
 
@@ -1194,14 +1250,14 @@ def read_json(path):
             lines = [(f"{path}, entry {n}", json.dumps(row)) for n, row in enumerate(rows, 1)]
         except json.JSONDecodeError as error:
             if not error.msg.startswith("Extra data"):  # otherwise it has one object a line, and is read as such
-                raise InputError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Was the file "
-                                 "cut off?") from None
+                raise InputError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Was the "
+                                 "file cut off?") from None
     for place, line in lines:
         try:
             row = json.loads(line or "null")
         except json.JSONDecodeError as error:
-            raise InputError(f"{place}, column {error.colno}: not JSON: {error.msg} in {line[:40]!r}. Expected one object "
-                             "a line.") from None
+            raise InputError(f"{place}, column {error.colno}: not JSON: {error.msg} in {line[:40]!r}. Expected one "
+                             "object a line.") from None
         if row is not None and not isinstance(row, dict):
             raise InputError(f"{place}: expected an object such as {{\"text\": …}}, found {line[:40]!r}")
         if row is not None:
@@ -1213,7 +1269,8 @@ def read_csv(path):
     """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row."""
     csv.field_size_limit(2**31 - 1)
     delimiter = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
-    rows = csv.reader((f"{line}\n" for _, batch in read_lines(path) for line in batch), delimiter=delimiter, strict=True)
+    lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
         for row in rows:
@@ -1275,8 +1332,8 @@ def read_texts(path, column):
     while batch := list(itertools.islice(rows, 10_000)):
         for _, (place, row) in batch:
             if column not in row or not isinstance(row[column], str | None):
-                fault = (f"there is no column {column!r}; the columns are {', '.join(map(str, row))}" if column not in row
-                         else f"expected text in column {column!r}, found {str(row[column])[:40]!r}")
+                fault = (f"expected text in column {column!r}, found {str(row[column])[:40]!r}" if column in row else
+                         f"there is no column {column!r}; the columns are {', '.join(map(str, row))}")
                 raise InputError(f"{place}: {fault}. Name the column that holds the text with --text_column_name.")
         filled = [(number, text) for number, (_, row) in batch if (text := (row[column] or "").strip())]
         yield [text for _, text in filled], [number for number, _ in filled]
@@ -1293,8 +1350,8 @@ def read_all_texts(paths, column):
             rows, last = rows + len(texts), documents[-1] if documents else last
         start += last + 1
     if not rows:
-        size = sum(map(os.path.getsize, paths))
-        raise InputError(f"{', '.join(paths[:3])}: no text in it ({size:,} bytes{', white space only' if size else ''}). "
+        fault = "only white space" if sum(map(os.path.getsize, paths)) else "empty, 0 bytes"
+        raise InputError(f"{', '.join(paths[:3])}: there is no text in it ({fault}). "
                          "Expected UTF-8 text, a paragraph a line, or a table with a column of texts.")
 
 
@@ -1313,11 +1370,16 @@ class FlatTokenizer:
     """
 
     AWKWARD = (
-        "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…", "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
-        "中文字符和English混合。日本語カタカナ 한국어 नमस्ते दुनिया ไทย العربية עברית", "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 👍🏽 ☃️ \u0378\ufffe\U000e0001\U0010ffff\ue000",
-        "zero\u200bwidth\u200djoin\ufeffmark soft\u00adhyphen tab\tfeed\x0c vt\x0b nul\x00 bel\x07 del\x7f nbsp\u00a0em\u2003line\u2028nel\x85",
-        "x" * 99, "y" * 100, "z" * 101, "w" * 200, "[MASK] [mask] x[MASK]y [SEP][CLS] <mask> a<mask>b </s> ##ing # #a ▁x Ġy Ċ",
-        "  leading and trailing  ", "UPPER MiXeD ÀÉÎ ЁЖ $100 €5 £3 a_b@c.de http://x.y/z?q=1&r=2 ''``--...!!!???",
+        "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
+        "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
+        "中文字符和English混合。日本語カタカナ 한국어 नमस्ते दुनिया ไทย العربية עברית",
+        "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 👍🏽 ☃️ \u0378\ufffe\U000e0001\U0010ffff\ue000",
+        "zero\u200bwidth\u200djoin\ufeffmark soft\u00adhyphen tab\tfeed\x0c vt\x0b nul\x00 bel\x07 del\x7f",
+        "nbsp\u00a0em\u2003line\u2028nel\x85",
+        "x" * 99, "y" * 100, "z" * 101, "w" * 200,
+        "[MASK] [mask] x[MASK]y [SEP][CLS] <mask> a<mask>b </s> ##ing # #a ▁x Ġy Ċ",
+        "  leading and trailing  ",
+        "UPPER MiXeD ÀÉÎ ЁЖ $100 €5 £3 a_b@c.de http://x.y/z?q=1&r=2 ''``--...!!!???",
     )  # fmt: skip
 
     def __init__(self, tokenizer, samples, log):
@@ -1374,7 +1436,7 @@ class FlatTokenizer:
 
 # Copied from utils.checkpoints.write_manifest
 def write_manifest(folder):
-    """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last, it vouches for all."""
+    """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last."""
     files = {}
     for path in sorted(Path(folder).iterdir()):
         with open(path, "rb") as file:
@@ -1544,7 +1606,7 @@ class Processes:
 
 # Copied from utils.running.StopSignal
 class StopSignal:
-    """Notes SIGTERM and Ctrl-C in `number`, for the loop to finish its update and save; a second Ctrl-C ends at once."""
+    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
 
     def __enter__(self):
         self.number, self.since = 0, 0.0
@@ -1586,9 +1648,11 @@ def run_main(main):
     except (InputError, KeyboardInterrupt) as error:
         if rank and not getattr(error, "only_here", False):
             time.sleep(10)
-        message = f"error: {error}" if isinstance(error, InputError) else "stopped by Ctrl-C; what was saved stays as it is"
+        status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
+        if isinstance(error, InputError):
+            status, message = 2, f"error: {error}"
         print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
-        sys.exit(2 if isinstance(error, InputError) else 130)
+        sys.exit(status)
 
 
 if __name__ == "__main__":

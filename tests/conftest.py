@@ -12,6 +12,7 @@ for name in list(os.environ):
     if name.startswith(("ACCELERATE_", "HF_", "WANDB_", "TRACKIO_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         del os.environ[name]
 os.environ |= {"HF_HOME": CACHES, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TRACKIO_DIR": f"{CACHES}/trackio"}
+os.environ["OMP_NUM_THREADS"] = "1"  # for small tensors, threads that wait for each other on busy cores are no help
 
 import pytest  # noqa: E402
 

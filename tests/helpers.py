@@ -90,11 +90,15 @@ class Run:
         return any(process.is_alive() for process in self.processes)
 
     def wait(self, timeout=240):
-        """Wait for the end. As soon as one of several has failed, the others are ended, as a launcher does."""
+        """Wait for the end. As soon as one of several has failed, the others are ended, as a launcher does.
+
+        One that ends because it was asked to stop is not a failure: all of them are about to.
+        """
+        stopped = (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
         deadline = time.monotonic() + timeout
         try:
             while self.is_alive():
-                if any(process.exitcode for process in self.processes) or time.monotonic() > deadline:
+                if any(process.exitcode not in stopped for process in self.processes) or time.monotonic() > deadline:
                     break
                 multiprocessing.connection.wait([process.sentinel for process in self.processes if process.is_alive()], 0.5)
             late = time.monotonic() > deadline
@@ -121,6 +125,7 @@ def call_script(argv, folder, variables, streams, prepare):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
     sys.stdout, sys.stderr = open(1, "w", encoding="utf-8", closefd=False), open(2, "w", encoding="utf-8", closefd=False)
+    multiprocessing.set_start_method(None, force=True)  # data workers start as they do elsewhere, not by this server
     os.chdir(folder)
     os.environ.update({name: str(value) for name, value in variables.items()})
     sys.argv = argv
@@ -142,3 +147,17 @@ def read_log(output_dir, *names):
 
 def read_results(output_dir):
     return json.loads((Path(output_dir) / "all_results.json").read_text(encoding="utf-8"))
+
+
+def run_fresh(words, folder, env=None, timeout=300):
+    """Run Python with arguments from nothing, on the CPU, in a folder: a Done."""
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", **(env or {})}
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=folder, env=env, capture_output=True, encoding="utf-8",
+                          timeout=timeout)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def accelerate_launch(script, settings, folder, processes=1, **how):
+    """Run a script by `accelerate launch`, from nothing, in a folder: a Done."""
+    several = ["--multi_gpu", "--num_processes", processes, "--main_process_port", 0] if processes > 1 else []
+    return run_fresh(["-m", "accelerate.commands.launch", *several, script, *command_line(**settings)], folder, **how)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_manifest(folder):
-    """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last, it vouches for all."""
+    """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last."""
     files = {}
     for path in sorted(Path(folder).iterdir()):
         with open(path, "rb") as file:

@@ -53,8 +53,8 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
 def word_continuations(tokenizer):
     """Say for each token of the vocabulary whether it goes on with the word before it: bool array of shape (vocab,).
 
-    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most tokens
-    carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
+    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most
+    tokens carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
     """
     tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]  # may have holes
     counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
@@ -102,8 +102,9 @@ class MaskingCollator:
             pairs.append(mask_tokens(ids, self.special[ids], epoch=self.epoch, example_id=int(example["id"]),
                                      continues=continues, **self.settings))
         labels = pad([labels for _, labels in pairs], -100).ravel()  # (batch x seq,)
-        positions = (labels != -100).nonzero().ravel()  # found here, on the CPU: on a GPU it would have to be waited for
-        batch = {"input_ids": pad([ids for ids, _ in pairs], self.pad_id), "positions": positions, "targets": labels[positions]}
+        positions = (labels != -100).nonzero().ravel()  # found here, on the CPU: a GPU would have to be waited for
+        batch = {"input_ids": pad([ids for ids, _ in pairs], self.pad_id), "positions": positions,
+                 "targets": labels[positions]}
         if len({len(ids) for ids, _ in pairs}) > 1:  # without padding, attention is faster with no mask at all
             batch["attention_mask"] = pad([np.ones_like(ids) for ids, _ in pairs], 0)
         return batch

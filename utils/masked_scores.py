@@ -13,12 +13,14 @@ def masked_logits(model, batch):
 
     Args:
         model: a model with get_output_embeddings, also inside DistributedDataParallel.
-        batch: positions (predicted,) in the flattened batch, targets, and the model's inputs: input_ids (batch, seq) ….
+        batch: positions (predicted,) in the flattened batch, targets, and the model's inputs: input_ids (batch, seq).
 
     Returns:
         float32 scores of shape (predicted, vocab).
     """
-    head, positions, tokens = getattr(model, "module", model).get_output_embeddings(), batch["positions"], batch["input_ids"].numel()
+    inputs = {name: tensor for name, tensor in batch.items() if name not in ("positions", "targets")}
+    positions, tokens = batch["positions"], batch["input_ids"].numel()
+    head = getattr(model, "module", model).get_output_embeddings()
 
     def keep_positions(_, args):
         hidden = args[0]  # (batch, seq, hidden), or for some models (batch x seq, hidden)
@@ -27,7 +29,7 @@ def masked_logits(model, batch):
 
     hook = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else nullcontext()
     with hook:
-        logits = model(**{name: tensor for name, tensor in batch.items() if name not in ("positions", "targets")}).logits
+        logits = model(**inputs).logits
     if logits.dim() == 3:
         logits = logits.flatten(0, 1)[positions]
     return logits.float()  # a sum of thousands of bfloat16 terms loses its last digits

@@ -28,7 +28,7 @@ def find_files(patterns, flag):
         if not found or os.path.isdir(pattern):
             fault = ("this is a folder, expected a file" if found else "no file matches this pattern"
                      if glob.has_magic(pattern) else "there is no such file")
-            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give paths or patterns: texts/*.txt")
+            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, or a glob like *.txt")
         files += found
     return files
 
@@ -59,8 +59,8 @@ def read_lines(path):
                 number += len(lines)
     except UnicodeDecodeError as error:
         line, byte = number + raw.count(b"\n", 0, error.start), error.start - raw.rfind(b"\n", 0, error.start)
-        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. Expected "
-                         f"UTF-8 text; convert it, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
+        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
+                         f"Convert it to UTF-8, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
 
@@ -79,14 +79,14 @@ def read_json(path):
             lines = [(f"{path}, entry {n}", json.dumps(row)) for n, row in enumerate(rows, 1)]
         except json.JSONDecodeError as error:
             if not error.msg.startswith("Extra data"):  # otherwise it has one object a line, and is read as such
-                raise InputError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Was the file "
-                                 "cut off?") from None
+                raise InputError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Was the "
+                                 "file cut off?") from None
     for place, line in lines:
         try:
             row = json.loads(line or "null")
         except json.JSONDecodeError as error:
-            raise InputError(f"{place}, column {error.colno}: not JSON: {error.msg} in {line[:40]!r}. Expected one object "
-                             "a line.") from None
+            raise InputError(f"{place}, column {error.colno}: not JSON: {error.msg} in {line[:40]!r}. Expected one "
+                             "object a line.") from None
         if row is not None and not isinstance(row, dict):
             raise InputError(f"{place}: expected an object such as {{\"text\": …}}, found {line[:40]!r}")
         if row is not None:
@@ -97,7 +97,8 @@ def read_csv(path):
     """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row."""
     csv.field_size_limit(2**31 - 1)
     delimiter = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
-    rows = csv.reader((f"{line}\n" for _, batch in read_lines(path) for line in batch), delimiter=delimiter, strict=True)
+    lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
         for row in rows:
@@ -157,8 +158,8 @@ def read_texts(path, column):
     while batch := list(itertools.islice(rows, 10_000)):
         for _, (place, row) in batch:
             if column not in row or not isinstance(row[column], str | None):
-                fault = (f"there is no column {column!r}; the columns are {', '.join(map(str, row))}" if column not in row
-                         else f"expected text in column {column!r}, found {str(row[column])[:40]!r}")
+                fault = (f"expected text in column {column!r}, found {str(row[column])[:40]!r}" if column in row else
+                         f"there is no column {column!r}; the columns are {', '.join(map(str, row))}")
                 raise InputError(f"{place}: {fault}. Name the column that holds the text with --text_column_name.")
         filled = [(number, text) for number, (_, row) in batch if (text := (row[column] or "").strip())]
         yield [text for _, text in filled], [number for number, _ in filled]
@@ -174,6 +175,6 @@ def read_all_texts(paths, column):
             rows, last = rows + len(texts), documents[-1] if documents else last
         start += last + 1
     if not rows:
-        size = sum(map(os.path.getsize, paths))
-        raise InputError(f"{', '.join(paths[:3])}: no text in it ({size:,} bytes{', white space only' if size else ''}). "
+        fault = "only white space" if sum(map(os.path.getsize, paths)) else "empty, 0 bytes"
+        raise InputError(f"{', '.join(paths[:3])}: there is no text in it ({fault}). "
                          "Expected UTF-8 text, a paragraph a line, or a table with a column of texts.")

@@ -114,7 +114,7 @@ class Processes:
 
 
 class StopSignal:
-    """Notes SIGTERM and Ctrl-C in `number`, for the loop to finish its update and save; a second Ctrl-C ends at once."""
+    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
 
     def __enter__(self):
         self.number, self.since = 0, 0.0
@@ -154,6 +154,8 @@ def run_main(main):
     except (InputError, KeyboardInterrupt) as error:
         if rank and not getattr(error, "only_here", False):
             time.sleep(10)
-        message = f"error: {error}" if isinstance(error, InputError) else "stopped by Ctrl-C; what was saved stays as it is"
+        status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
+        if isinstance(error, InputError):
+            status, message = 2, f"error: {error}"
         print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
-        sys.exit(2 if isinstance(error, InputError) else 130)
+        sys.exit(status)

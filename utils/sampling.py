@@ -8,8 +8,8 @@ class GlobalBatchSampler(Sampler):
     """Micro-batches of one process, such that update k sees the same examples on any number of processes.
 
     An epoch's order is `default_rng((seed, epoch)).permutation(n)`, cut into global batches of batch_size x
-    accumulation_steps x num_processes examples; the last may be smaller, and no example stands twice. Set `epoch` before
-    each pass, and `first_update` where a resume goes on within it: nothing before it is read.
+    accumulation_steps x num_processes examples; the last may be smaller, and no example stands twice. Set `epoch`
+    before each pass, and `first_update` where a resume goes on within it: nothing before it is read.
 
     Args:
         n: number of examples.

@@ -17,11 +17,16 @@ class FlatTokenizer:
     """
 
     AWKWARD = (
-        "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…", "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
-        "中文字符和English混合。日本語カタカナ 한국어 नमस्ते दुनिया ไทย العربية עברית", "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 👍🏽 ☃️ \u0378\ufffe\U000e0001\U0010ffff\ue000",
-        "zero\u200bwidth\u200djoin\ufeffmark soft\u00adhyphen tab\tfeed\x0c vt\x0b nul\x00 bel\x07 del\x7f nbsp\u00a0em\u2003line\u2028nel\x85",
-        "x" * 99, "y" * 100, "z" * 101, "w" * 200, "[MASK] [mask] x[MASK]y [SEP][CLS] <mask> a<mask>b </s> ##ing # #a ▁x Ġy Ċ",
-        "  leading and trailing  ", "UPPER MiXeD ÀÉÎ ЁЖ $100 €5 £3 a_b@c.de http://x.y/z?q=1&r=2 ''``--...!!!???",
+        "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
+        "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
+        "中文字符和English混合。日本語カタカナ 한국어 नमस्ते दुनिया ไทย العربية עברית",
+        "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 👍🏽 ☃️ \u0378\ufffe\U000e0001\U0010ffff\ue000",
+        "zero\u200bwidth\u200djoin\ufeffmark soft\u00adhyphen tab\tfeed\x0c vt\x0b nul\x00 bel\x07 del\x7f",
+        "nbsp\u00a0em\u2003line\u2028nel\x85",
+        "x" * 99, "y" * 100, "z" * 101, "w" * 200,
+        "[MASK] [mask] x[MASK]y [SEP][CLS] <mask> a<mask>b </s> ##ing # #a ▁x Ġy Ċ",
+        "  leading and trailing  ",
+        "UPPER MiXeD ÀÉÎ ЁЖ $100 €5 £3 a_b@c.de http://x.y/z?q=1&r=2 ''``--...!!!???",
     )  # fmt: skip
 
     def __init__(self, tokenizer, samples, log):

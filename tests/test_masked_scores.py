@@ -1,0 +1,171 @@
+"""Scores at the masked positions alone: what the whole model says there, and what it learns from it."""
+
+import pytest
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from utils.collators import MaskingCollator
+from utils.masked_scores import masked_logits
+
+VOCAB = 50
+TINY = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+        "max_position_embeddings": 40}
+CONFIGS = {
+    "bert": TINY,
+    "distilbert": {"vocab_size": VOCAB, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 40},
+    "roberta": TINY,
+    "albert": TINY | {"embedding_size": 8},
+    "electra": TINY | {"embedding_size": 8},
+    "deberta-v2": TINY | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "modernbert": TINY | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+    # Its output layer is a matrix product with the weights of two layers, neither of which is called.
+    "mobilebert": TINY | {"embedding_size": 8, "intra_bottleneck_size": 8},
+    # It has no output layer at all that it would tell of, and scores more positions than the text has.
+    "perceiver": {"vocab_size": VOCAB, "d_model": 16, "d_latents": 16, "num_latents": 8, "num_blocks": 1,
+                  "num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2,
+                  "max_position_embeddings": 40},
+}  # fmt: skip
+SPARING = [name for name in CONFIGS if name not in ("mobilebert", "perceiver")]
+
+
+def make_model(name, **settings):
+    """A tiny model whose weights are large enough for scores that differ from one position to the next."""
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(name, **CONFIGS[name] | settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture
+def batch():
+    """Two rows of 12 and of 9 tokens, padded; six tokens to predict, the last token of the batch among them."""
+    ids = torch.randint(5, VOCAB, (2, 12), generator=torch.Generator().manual_seed(1))
+    attention_mask = torch.ones_like(ids)
+    ids[0, 9:], attention_mask[0, 9:] = 0, 0
+    positions = torch.tensor([1, 4, 8, 13, 20, 23])
+    return {"input_ids": ids, "attention_mask": attention_mask, "positions": positions, "targets": torch.tensor([5, 9, 9, 30, 49, 7])}
+
+
+@pytest.fixture
+def nothing_to_predict():
+    special = torch.arange(VOCAB).numpy() < 5
+    return MaskingCollator(pad_id=0, special=special, mask_id=4, vocab_size=VOCAB, seed=0)([])
+
+
+def dense_logits(model, batch):
+    """Scores at the positions, by way of all scores: row by row, as (row, column) of each position."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    length = batch["input_ids"].shape[1]
+    return torch.stack([logits[position // length, position % length] for position in batch["positions"].tolist()])
+
+
+def gradients(model, logits, batch):
+    model.zero_grad()
+    F.cross_entropy(logits, batch["targets"]).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_same_gradients(found, expected):
+    assert found.keys() == expected.keys() and len(found) > 5
+    assert max(gradient.abs().max() for gradient in expected.values()) > 0.01
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_scores_and_gradients_are_those_of_the_whole_model_at_the_positions(name, batch):
+    model = make_model(name)
+    expected = dense_logits(model, batch)
+    assert (expected[1:] - expected[:-1]).abs().amax(1).min() > 0.05  # another position would be noticed
+    expected_gradients = gradients(model, expected, batch)
+    logits = masked_logits(model, batch)
+    assert logits.shape == (6, VOCAB)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(gradients(model, logits, batch), expected_gradients)
+
+
+@pytest.mark.parametrize("name", SPARING)
+def test_the_output_layer_sees_only_the_positions_to_predict(name, batch):
+    model, shapes = make_model(name), []
+    with model.get_output_embeddings().register_forward_hook(lambda _, __, output: shapes.append(output.shape)):
+        masked_logits(model, batch)
+    assert shapes == [(6, VOCAB)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_afterwards_the_model_scores_all_positions_again(name, batch):
+    model = make_model(name)
+    before = model(input_ids=batch["input_ids"]).logits
+    masked_logits(model, batch)
+    torch.testing.assert_close(model(input_ids=batch["input_ids"]).logits, before, rtol=0, atol=0)
+
+
+def test_afterwards_the_model_scores_all_positions_again_even_if_it_failed(batch):
+    model = make_model("bert")
+    with pytest.raises(IndexError):
+        masked_logits(model, batch | {"input_ids": batch["input_ids"] + VOCAB})
+    assert model(input_ids=batch["input_ids"]).logits.shape == (2, 12, VOCAB)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert"])
+def test_gradients_are_the_same_with_gradient_checkpointing(name, batch):
+    no_dropout = {"dropout": 0, "attention_dropout": 0} if name == "distilbert" else {"hidden_dropout_prob": 0,
+                                                                                      "attention_probs_dropout_prob": 0}
+    model = make_model(name, **no_dropout).train()  # in evaluation nothing is checkpointed
+    expected = gradients(model, dense_logits(model, batch), batch)
+    model.gradient_checkpointing_enable()
+    assert model.is_gradient_checkpointing
+    assert_same_gradients(gradients(model, masked_logits(model, batch), batch), expected)
+
+
+@pytest.mark.parametrize("name", [*SPARING, "mobilebert"])
+def test_without_positions_the_loss_is_zero_with_gradients_of_zero(name, nothing_to_predict):
+    model = make_model(name)
+    logits = masked_logits(model, nothing_to_predict)
+    assert logits.shape == (0, VOCAB)
+    loss = F.cross_entropy(logits, nothing_to_predict["targets"], reduction="sum")
+    assert loss.item() == 0
+    loss.backward()
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert len(found) > 5 and not any(gradient.any() or gradient.isnan().any() for gradient in found)
+
+
+def test_inputs_beside_the_ids_reach_the_model(batch):
+    model = make_model("bert")
+    other = masked_logits(model, batch | {"token_type_ids": torch.ones_like(batch["input_ids"])})
+    assert (other - masked_logits(model, batch)).abs().max() > 0.05
+    unpadded = masked_logits(model, {name: tensor for name, tensor in batch.items() if name != "attention_mask"})
+    assert (unpadded - masked_logits(model, batch))[:3].abs().max() > 0.05
+
+
+def test_scores_are_float32_under_bfloat16(batch):
+    model = make_model("bert")
+    expected = masked_logits(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = masked_logits(model, batch)
+    assert logits.dtype == torch.float32
+    assert 0 < (logits - expected).abs().max() < 0.2  # it was bfloat16, which has three digits
+
+
+@pytest.mark.parametrize("name", ["bert", "mobilebert"])
+def test_scores_and_gradients_are_the_same_in_distributed_data_parallel(name, batch, nothing_to_predict, tmp_path):
+    model = make_model(name)
+    expected = dense_logits(model, batch)
+    expected_gradients = gradients(model, expected, batch)
+    torch.distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(model)
+        for _ in range(2):  # the second pass finds a reducer that the first one has used
+            logits = masked_logits(parallel, batch)
+            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+            assert_same_gradients(gradients(model, logits, batch), expected_gradients)
+        F.cross_entropy(masked_logits(parallel, nothing_to_predict), nothing_to_predict["targets"], reduction="sum").backward()
+        assert_same_gradients({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected_gradients)
+    finally:
+        torch.distributed.destroy_process_group()
