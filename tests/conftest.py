@@ -40,11 +40,20 @@ def tiny_bert(tmp_path_factory, prose):
     folder = tmp_path_factory.mktemp("tiny_bert")
     trained = BertWordPieceTokenizer(lowercase=True)
     trained.train_from_iterator(prose, vocab_size=600, show_progress=False)
-    tokenizer = BertTokenizerFast(vocab=trained.get_vocab(), model_max_length=64)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, *sorted(trained.get_vocab().keys() - special)]  # sorted: the trainer numbers them by chance
+    tokenizer = BertTokenizerFast(vocab={token: n for n, token in enumerate(tokens)}, model_max_length=64)
     tokenizer.save_pretrained(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                            intermediate_size=64, max_position_embeddings=64, initializer_range=0.15)
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.15,
+        )
         BertForMaskedLM(config).save_pretrained(folder)
     return folder

@@ -22,8 +22,19 @@ ROOT = Path(__file__).absolute().parents[1]
 FORKS = sys.platform == "linux"
 CONTEXT = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 if FORKS:
-    CONTEXT.set_forkserver_preload(["pytest", "torch", "accelerate", "datasets", "safetensors.torch", "pyarrow.parquet",
-                                    "transformers.models.bert.modeling_bert", "nanotoken", "helpers"])
+    CONTEXT.set_forkserver_preload(
+        [
+            "pytest",
+            "torch",
+            "accelerate",
+            "datasets",
+            "safetensors.torch",
+            "pyarrow.parquet",
+            "transformers.models.bert.modeling_bert",
+            "nanotoken",
+            "helpers",
+        ]
+    )
 
 ALIKE = {"mixed_precision": "no", "cpu_threads": 1}  # float32, and sums in the same order on any machine
 
@@ -78,9 +89,18 @@ class Run:
                     with socket.socket() as probe:
                         probe.bind(("127.0.0.1", 0))
                         port = probe.getsockname()[1]
-                variables |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
-                              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-            self.processes.append(CONTEXT.Process(target=call_script, args=(argv, folder, variables, self.streams, prepare)))
+                variables |= {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "WORLD_SIZE": processes,
+                    "LOCAL_WORLD_SIZE": processes,
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                    "ACCELERATE_USE_CPU": "true",
+                }
+            self.processes.append(
+                CONTEXT.Process(target=call_script, args=(argv, folder, variables, self.streams, prepare))
+            )
             self.processes[-1].start()
 
     def send(self, number):
@@ -100,7 +120,9 @@ class Run:
             while self.is_alive():
                 if any(process.exitcode not in stopped for process in self.processes) or time.monotonic() > deadline:
                     break
-                multiprocessing.connection.wait([process.sentinel for process in self.processes if process.is_alive()], 0.5)
+                multiprocessing.connection.wait(
+                    [process.sentinel for process in self.processes if process.is_alive()], 0.5
+                )
             late = time.monotonic() > deadline
             codes = [process.exitcode for process in self.processes]
         finally:
@@ -122,9 +144,8 @@ class Run:
 def call_script(argv, folder, variables, streams, prepare):
     """In the new process: point its streams to files, set its environment, and call the script as `python` does."""
     for number, path in enumerate(streams, 1):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, number)
-    sys.stdout, sys.stderr = open(1, "w", encoding="utf-8", closefd=False), open(2, "w", encoding="utf-8", closefd=False)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     multiprocessing.set_start_method(None, force=True)  # data workers start as they do elsewhere, not by this server
     os.chdir(folder)
     os.environ.update({name: str(value) for name, value in variables.items()})
@@ -152,8 +173,9 @@ def read_results(output_dir):
 def run_fresh(words, folder, env=None, timeout=300):
     """Run Python with arguments from nothing, on the CPU, in a folder: a Done."""
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", **(env or {})}
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=folder, env=env, capture_output=True, encoding="utf-8",
-                          timeout=timeout)
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=folder, env=env, capture_output=True, encoding="utf-8", timeout=timeout
+    )
     return Done(done.returncode, done.stdout, done.stderr)
 
 

@@ -27,7 +27,8 @@ def hide(ids, special=None, **settings):
 
 def assert_share(count, total, share):
     """The count of independent events is within 4 standard errors of what its share promises."""
-    assert abs(count - total * share) <= 4 * np.sqrt(total * share * (1 - share)), f"{count} of {total}, expected {share}"
+    standard_error = np.sqrt(total * share * (1 - share))
+    assert abs(count - total * share) <= 4 * standard_error, f"{count} of {total}, expected {share}"
 
 
 def assert_fates(ids, masked, labels, mask_share=0.8, random_share=0.1):
@@ -206,7 +207,8 @@ def trained(model, trainer, pre_tokenizer, prose, normalizer=None):
     return tokenizer
 
 
-SPECIAL = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+SPECIAL = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+           "mask_token": "[MASK]"}  # fmt: skip
 TRAINING = {"special_tokens": list(SPECIAL.values()), "show_progress": False}
 
 
@@ -232,7 +234,7 @@ def tokenizers(prose):
 def test_the_first_piece_of_a_word_starts_it_and_the_others_continue_it(tokenizers, kind):
     continues = word_continuations(tokenizers[kind])
     assert continues.dtype == bool
-    words = "the statements of incomprehensibilities cannot zigzag when q quixotic 2026 xylophones play".split()
+    words = ["the", "statements", "of", "incomprehensibilities", "zigzag", "q", "2026", "xylophones", "play"]
     ids = [tokenizers[kind](f" {word}", add_special_tokens=False)["input_ids"] for word in words]
     assert max(map(len, ids)) > 5 and min(map(len, ids)) <= 2
     for word, pieces in zip(words, ids, strict=True):
@@ -301,8 +303,8 @@ def make_collator():
     special[[PAD_ID, CLS, SEP]] = True
 
     def make(**settings):
-        defaults = {"pad_id": PAD_ID, "special": special, "mask_id": MASK, "vocab_size": VOCAB, "seed": 0, "mask_prob": 0.3}
-        return MaskingCollator(**{**defaults, **settings})
+        masks = {"mask_id": MASK, "vocab_size": VOCAB, "seed": 0, "mask_prob": 0.3}
+        return MaskingCollator(**{"pad_id": PAD_ID, "special": special, **masks, **settings})
 
     return make
 

@@ -12,7 +12,10 @@ import pytest
 from helpers import ALIKE, ROOT, accelerate_launch, command_line, read_results, run_fresh
 
 SCRIPTS = sorted(ROOT.glob("run_*.py"))
-OPTIONAL = {"nanotoken", "wandb"}  # faster, or a tracker: in the block, though the script imports them only where they are
+OPTIONAL = {
+    "nanotoken",
+    "wandb",
+}  # faster, or a tracker: in the block, though the script imports them only where they are
 DISTRIBUTIONS = {"yaml": "PyYAML", "huggingface_hub": "huggingface-hub"}  # where an import has another name
 
 
@@ -22,10 +25,20 @@ def write_sample(script, path, prose):
         sentence = "Ada\tB-PER\nmet\tO\nBabbage\tB-PER\nin\tO\nLondon\tB-LOC\n.\tO\n\n"
         path.write_text(sentence * 24, encoding="utf-8")
     elif script == "run_qa.py":
-        paragraph = {"context": "Ada met Babbage in London.", "qas": [
-            {"id": str(n), "question": "Where did Ada meet Babbage?", "answers": [{"text": "London", "answer_start": 19}]}
-            for n in range(24)]}
-        path.write_text(json.dumps({"version": "1.1", "data": [{"title": "Ada", "paragraphs": [paragraph]}]}), encoding="utf-8")
+        paragraph = {
+            "context": "Ada met Babbage in London.",
+            "qas": [
+                {
+                    "id": str(n),
+                    "question": "Where did Ada meet Babbage?",
+                    "answers": [{"text": "London", "answer_start": 19}],
+                }
+                for n in range(24)
+            ],
+        }
+        path.write_text(
+            json.dumps({"version": "1.1", "data": [{"title": "Ada", "paragraphs": [paragraph]}]}), encoding="utf-8"
+        )
     else:  # a document a line, of several sentences
         path.write_text("\n".join(" ".join(prose[n : n + 4]) for n in range(0, 200, 4)), encoding="utf-8")
 
@@ -35,8 +48,15 @@ def test_copied_alone_it_trains_in_an_empty_folder(script, tiny_bert, prose, tmp
     shutil.copy(script, tmp_path)
     sample = "train.json" if script.name == "run_qa.py" else "train.txt"
     write_sample(script.name, tmp_path / sample, prose)
-    settings = {**ALIKE, "model": tiny_bert, "train_file": sample, "max_seq_length": 32, "max_steps": 2,
-                "per_device_train_batch_size": 2, "output_dir": "out"}
+    settings = {
+        **ALIKE,
+        "model": tiny_bert,
+        "train_file": sample,
+        "max_seq_length": 32,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "output_dir": "out",
+    }
     accelerate_launch(script.name, settings, tmp_path, env={"PYTHONPATH": "", "PYTHONSAFEPATH": ""}).checked()
     assert "train_samples_per_second" in read_results(tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").exists()
@@ -52,7 +72,9 @@ def block_of(script):
     """The script's PEP 723 block, read as the standard says."""
     text = script.read_text(encoding="utf-8")
     (block,) = re.findall(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$", text)
-    return tomllib.loads("".join(line[2:] if line.startswith("# ") else line[1:] for line in block[0].splitlines(keepends=True)))
+    return tomllib.loads(
+        "".join(line[2:] if line.startswith("# ") else line[1:] for line in block[0].splitlines(keepends=True))
+    )
 
 
 def imported_distributions(script):
@@ -90,7 +112,9 @@ def test_what_it_needs_is_installed_under_these_names(script):
 @pytest.mark.parametrize("missing", ["datasets", "yaml"])
 def test_a_missing_package_is_named_with_the_line_that_installs_it(script, missing, tmp_path):
     shutil.copy(script, tmp_path)
-    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError({f'No module named {missing!r}'!r})\n", encoding="utf-8")
+    (tmp_path / f"{missing}.py").write_text(
+        f"raise ModuleNotFoundError({f'No module named {missing!r}'!r})\n", encoding="utf-8"
+    )
     done = run_fresh([script.name, *command_line(train_file="train.txt")], tmp_path)
     assert done.status == 2
     assert "Traceback" not in done.err

@@ -1,0 +1,445 @@
+"""Reading: the texts and documents of every kind of file; for what cannot be read, a message that names the place."""
+
+import gzip
+import json
+import os
+import re
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from utils.reading import InputError, find_files, hash_files, read_all_texts, read_lines, read_texts
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Function that writes a file into the working folder, which is empty, and gives its name back."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name, content):
+        data = content.encode("utf-8") if isinstance(content, str) else content
+        os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+        with gzip.open(name, "wb") if name.lower().endswith(".gz") else open(name, "wb") as file:
+            file.write(data)
+        return name
+
+    return write
+
+
+def lines_of(path):
+    """All lines of read_lines, after a look at their numbers."""
+    found = []
+    for number, lines in read_lines(path):
+        assert number == len(found) + 1
+        found += lines
+    return found
+
+
+def documents_of(batches):
+    """The texts of each document, in their order; numbers of documents only ever rise."""
+    grouped, last = {}, -1
+    for texts, documents in batches:
+        assert len(texts) == len(documents)
+        for text, document in zip(texts, documents, strict=True):
+            assert document >= last
+            last = document
+            grouped.setdefault(document, []).append(text)
+    return list(grouped.values())
+
+
+def read(path, column="text"):
+    return documents_of(read_texts(path, column))
+
+
+def assert_refused(path, *parts, column="text"):
+    """Reading ends with an InputError of one line that has the path and all the parts."""
+    with pytest.raises(InputError) as refusal:
+        list(read_texts(path, column))
+    message = str(refusal.value)
+    assert "\n" not in message
+    for part in (path, *parts):
+        assert part in message
+
+
+# ---------------------------------------------------------------- lines
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"a\nb\n", ["a", "b"]),
+        (b"a\nb", ["a", "b"]),  # no line end at the end
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"a\r\n\r\nb", ["a", "", "b"]),
+        (b"\xef\xbb\xbfa\nb", ["a", "b"]),  # byte order mark
+        (b"a\n\xef\xbb\xbfb", ["a", "\ufeffb"]),  # not at the beginning, it is a character of the text
+        (b"\na\n\n", ["", "a", ""]),
+        (b"", []),
+        (b"\n", [""]),
+        ("é\u2028x\x0b\x0c\x1c\x85y\rz\n中".encode(), ["é\u2028x\x0b\x0c\x1c\x85y\rz", "中"]),  # only LF ends a line
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "A.TXT.GZ"])
+def test_lines_are_read_without_their_ends(write, name, content, lines):
+    assert lines_of(write(name, content)) == lines
+
+
+MEGABYTE = b"x" * (2**20 - 1) + b"\n"
+
+
+def test_lines_beyond_the_first_batch_go_on_with_their_numbers(write):
+    path = write("long.txt", MEGABYTE * 20 + b"one\r\ntwo\n\nfour")
+    assert lines_of(path)[20:] == ["one", "two", "", "four"]
+    assert len(list(read_lines(path))) > 1  # of a file larger than the memory, only a part is in it at a time
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "byte", "value"),
+    [
+        (b"caf\xe9", 1, 4, "0xe9"),
+        (b"one\ntwo\nthr\xffee\nfour\n", 3, 4, "0xff"),
+        (b"one\r\n\xfftwo", 2, 1, "0xff"),
+        ("é\nö".encode() + b"\xc3\n", 2, 3, "0xc3"),  # cut off within a character; byte 3, though the second character
+        (b"\xff\xfea\0\n\0", 1, 1, "0xff"),  # UTF-16
+        (MEGABYTE * 20 + b"one\ncaf\xe9\n", 22, 4, "0xe9"),  # beyond the first 16 MB
+        (MEGABYTE * 16 + b"\xe9\n" + MEGABYTE, 17, 1, "0xe9"),  # around the end of them
+        (MEGABYTE * 17 + b"\xe9\n", 18, 1, "0xe9"),
+    ],
+    ids=["first", "middle", "crlf", "cut", "utf-16", "16 MB", "16 MB end", "17 MB"],
+)
+def test_a_byte_that_is_not_utf_8_is_named_with_its_line(write, content, line, byte, value):
+    place = f"latin.txt, line {line}: byte {byte} of the line ({value}) is not UTF-8"
+    assert_refused(write("latin.txt", content), place, "iconv")
+
+
+def test_a_gz_file_that_was_cut_off_or_is_none_is_named(write):
+    path = write("a.txt.gz", "some text\n" * 1000)
+    with open(path, "rb") as file:
+        whole = file.read()
+    for damaged in (whole[:-12], whole[:8], b"plain text", whole[:30] + bytes(10) + whole[40:]):
+        with open(path, "wb") as file:
+            file.write(damaged)
+        assert_refused(path, "cannot be read")
+
+
+def test_a_file_that_is_not_there_is_named(write):
+    assert_refused("never.txt", "cannot be read", "No such file")
+
+
+# ---------------------------------------------------------------- plain text
+
+
+@pytest.mark.parametrize(
+    ("content", "documents"),
+    [
+        ("a\nb\nc\n", [["a"], ["b"], ["c"]]),  # without a blank line: a document a line
+        ("a\nb\n\nc\n", [["a", "b"], ["c"]]),
+        ("a\nb\n\n\n \t\nc\nd\n\ne", [["a", "b"], ["c", "d"], ["e"]]),
+        ("\n\na\nb\n\n\n", [["a"], ["b"]]),  # blank lines before and behind part nothing
+        ("\na\n", [["a"]]),
+        ("\na\nb\n\nc\n\n", [["a", "b"], ["c"]]),
+        ("a\r\n\r\nb\r\nc\r\n", [["a"], ["b", "c"]]),
+        ("  a  \n\u3000\n\tb\n", [["a"], ["b"]]),  # white space around a text goes, and alone makes a blank line
+        ("\ufeffa\n\nb", [["a"], ["b"]]),
+        ("a", [["a"]]),
+        ("", []),
+        (" \n\n\t", []),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.md", "a"])
+def test_documents_end_at_blank_lines_or_else_at_each_line(write, name, content, documents):
+    assert read(write(name, content)) == documents
+
+
+def test_a_blank_line_that_comes_late_makes_the_whole_file_separated(write):
+    assert read(write("a.txt", MEGABYTE * 17 + b"b\n\nc\n"))[-2:] == [["x" * (2**20 - 1)] * 17 + ["b"], ["c"]]
+
+
+# ---------------------------------------------------------------- tables
+
+
+ROWS = [{"text": "One, two.", "id": "1"}, {"text": "", "id": "2"}, {"text": ' "Naïve" 中 ', "id": "3"},
+        {"text": "a\n\nb", "id": "4"}]  # fmt: skip
+FILLED = [["One, two."], ['"Naïve" 中'], ["a\n\nb"]]
+CSV = 'id,text\n1,"One, two."\n2,\n3," ""Naïve"" 中 "\n4,"a\n\nb"\n'
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+TABLES = {
+    "a.jsonl": LINES,
+    "lines.json": LINES,
+    "list.json": json.dumps(ROWS),
+    "pretty.json": json.dumps(ROWS, indent=2, ensure_ascii=False),
+    "data.json": json.dumps({"version": "1", "data": ROWS}),
+    "a.csv": CSV,
+    "a.tsv": CSV.replace("One, two.", "One; two.").replace(",", "\t").replace(";", ","),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("change", ["", ".gz", "CRLF", "BOM", "upper case", "no line end"])
+def test_each_row_of_a_table_with_text_is_a_document(write, name, change):
+    content = TABLES[name]
+    changed = {"CRLF": content.replace("\n", "\r\n"), "BOM": "\ufeff" + content, "no line end": content.rstrip("\n")}
+    content = changed.get(change, content)
+    name = {".gz": f"{name}.gz", "upper case": name.upper()}.get(change, name)
+    assert read(write(name, content)) == FILLED
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.parquet.gz"])
+def test_each_row_of_a_parquet_file_with_text_is_a_document(write, name):
+    pa.parquet.write_table(pa.table({"text": [None, *(row["text"] for row in ROWS)], "n": range(5)}), "table")
+    with open("table", "rb") as file:
+        assert read(write(name, file.read())) == FILLED
+
+
+def test_null_and_blank_texts_are_left_out(write):
+    rows = ['{"text": null}', '{"text": "a"}', '{"text": " \\n "}', '{"text": "b", "other": [1, {"x": null}]}']
+    assert read(write("a.jsonl", "\n".join(rows))) == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '\n{"text": "a"}\n\n{"text": "b"}\n\n'),
+        ("a.json", '\n{"text": "a"}\n\n{"text": "b"}\n'),
+        ("a.csv", "text\n\na\n\nb\n\n"),
+        ("a.tsv", "text\tn\n\na\t1\n\nb\t2\n"),
+        ("b.csv", "\ntext\na\nb\n"),
+    ],
+)
+def test_empty_lines_between_rows_are_fine(write, name, content):
+    assert read(write(name, content)) == [["a"], ["b"]]
+
+
+def test_white_space_only_lines_between_rows_are_fine(write):
+    assert read(write("a.jsonl", '{"text": "a"}\n  \n{"text": "b"}\n \t')) == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("content", ['{"text": "a", "n": 1}', '{\n"text": "a"\n}\n'])
+def test_json_with_one_object_is_one_row(write, content):
+    assert read(write("a.json", content)) == [["a"]]
+
+
+def test_a_table_longer_than_a_batch_keeps_its_rows_apart(write):
+    count = 25_000
+    rows = read(write("a.csv", "text\n" + "".join(f"{i}\n" for i in range(count))))
+    assert rows == [[str(i)] for i in range(count)]
+
+
+def test_the_column_can_be_chosen(write):
+    assert read(write("a.csv", "text,body\nx,y\n"), column="body") == [["y"]]
+
+
+def test_a_field_may_be_longer_than_the_limit_of_the_csv_module(write):
+    assert read(write("a.csv", f"text,n\n{'x' * 200_000},1\n")) == [["x" * 200_000]]
+
+
+# ---------------------------------------------------------------- what is refused, and how
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', ["line 2, column 10", "not JSON", "'{\"text\": '", "one object"]),
+        ("a.jsonl", '{"text": "a"}\n\nhello\n', ["line 3, column 1", "not JSON", "'hello'"]),
+        ("a.jsonl", '{"text": "a"}\n["b"]\n', ["line 2", "expected an object", "'[\"b\"]'"]),
+        ("a.jsonl", '{"text": "a"} {"text": "b"}\n', ["line 1, column 15", "not JSON"]),
+        ("a.jsonl", "{\n", ["line 1", "not JSON"]),
+        ("a.jsonl", '{"text": "a"}\n{"title": "b", "n": 1}\n', ["line 2", "no column 'text'", "title, n"]),
+        ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', ["line 2", "expected text in column 'text'", "'3'"]),
+        ("a.jsonl", '{"text": ["a", "b"]}\n', ["line 1", "expected text in column 'text'", "['a', 'b']"]),
+        ("a.json", '[{"text": "a"},\n {"text":', ["line 2, column 10", "not JSON", "cut off"]),
+        ("a.json", '{"text": "a"}\n{"text": "b"\n', ["line 2", "not JSON"]),
+        ("a.json", '[{"text": "a"}, 5]', ["entry 2", "expected an object", "'5'"]),
+        ("a.json", '{"data": [{"text": "a"}, {"title": "b"}]}', ["entry 2", "no column 'text'", "title"]),
+        ("a.json", "", ["not JSON"]),
+        ("a.json", "null", ["expected", "null"]),
+        ("a.json", "3", ["expected", "3"]),
+        ("a.json", '"text"', ["expected"]),
+        ("a.json", '{"data": null}', ["expected", "null"]),
+        ("a.json", '{"data": 5}', ["expected", "5"]),
+        ("a.csv", "text,n\na,1\nb\n", ["line 3", "expected 2 columns (text, n), found 1", "double quotes"]),
+        ("a.csv", 'text,n\n"a\nb",1\nc,d,2\n', ["line 4", "expected 2 columns (text, n), found 3"]),
+        ("a.csv", 'text,n\na,1\n"b,2\n', ["line 3", "not a well-formed table", "quotes"]),
+        ("a.csv", 'text\n"a"b\n', ["line 2", "not a well-formed table", "quotes"]),
+        ("a.csv", "title,n\na,1\n", ["line 2", "no column 'text'", "title, n", "--text_column_name"]),
+        ("a.tsv", "text,n\na,1\n", ["line 2", "no column 'text'", "text,n"]),  # separated by commas after all
+        ("a.tsv", "text\tn\na\n", ["line 2", "expected 2 columns (text, n), found 1"]),
+        ("a.csv", b"text\na\ncaf\xe9\n", ["line 3: byte 4", "UTF-8"]),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', ["line 2: byte 11", "UTF-8"]),
+        ("a.json", b'[{"text": "a"},\n{"text": "\xe9"}]\n', ["line 2: byte 11", "UTF-8"]),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_with_its_place_and_what_was_expected(write, name, content, parts):
+    assert_refused(write(name, content), *parts)
+
+
+@pytest.mark.parametrize("text", ["\\ud83d", "cut \\ud83d off", "\\ude00\\ud83d"])
+def test_half_a_character_in_json_is_refused_as_it_is_no_unicode(write, text):
+    """JSON can escape one half of a surrogate pair, which no tokenizer and no UTF-8 file can take."""
+    assert read(write("whole.jsonl", '{"text": "\\ud83d\\ude00"}\n')) == [["😀"]]
+    assert_refused(write("half.jsonl", f'{{"text": "a"}}\n{{"text": "{text}"}}\n'), "line 2")
+
+
+def parquet(column):
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.table({"text": column}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def not_utf_8():
+    column = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    return parquet(column)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (lambda: parquet(["a"])[:-20], ["cannot be read as Parquet"]),
+        (lambda: b"text\na\n", ["cannot be read as Parquet"]),
+        (lambda: b"", ["cannot be read as Parquet"]),
+        (lambda: b"PAR1" + bytes(60) + parquet(["a", "b"] * 100)[64:], ["cannot be read as Parquet"]),
+        (lambda: parquet(["a", None, b"b"]), ["row 1", "expected text in column 'text'"]),
+        (lambda: parquet([1, 2]), ["row 1", "expected text in column 'text'", "'1'"]),
+        (lambda: parquet([None, ["a"]]), ["row 2", "expected text in column 'text'"]),
+        (not_utf_8, []),
+    ],
+    ids=["cut", "csv", "empty", "damaged", "bytes", "numbers", "lists", "not UTF-8"],
+)
+def test_a_parquet_file_that_has_no_text_is_refused(write, content, parts):
+    assert_refused(write("a.parquet", content()), *parts)
+
+
+def test_a_damaged_gz_of_a_parquet_file_is_refused(write):
+    path = write("a.parquet.gz", parquet([f"{i * i} and more" for i in range(1000)]))
+    with open(path, "rb") as file:
+        whole = file.read()
+    damaged = [whole[:at] + bytes(9) + whole[at + 9 :] for at in range(20, len(whole) - 20, len(whole) // 20)]
+    for content in (whole[:-30], whole[:8], whole[:-8] + bytes(8), b"PAR1", *damaged):
+        with open(path, "wb") as file:
+            file.write(content)
+        assert_refused(path, "cannot be read")
+
+
+# ---------------------------------------------------------------- several files
+
+
+def test_documents_are_numbered_through_several_files(write):
+    contents = {
+        "a.txt": "a\nb\n\nc\n",
+        "empty.txt": "\n",
+        "b.jsonl": '{"text": "d"}\n{"text": ""}\n{"text": "e"}\n',
+        "c.txt": "\nf\ng\n",
+        "d.txt": "\n\nh\ni\n\nj\n",
+    }
+    documents = documents_of(read_all_texts([write(*file) for file in contents.items()], "text"))
+    assert documents == [["a", "b"], ["c"], ["d"], ["e"], ["f"], ["g"], ["h", "i"], ["j"]]
+
+
+def test_files_without_any_text_are_refused(write):
+    paths = [write("a.txt", " \n\n"), write("b.txt", "")]
+    with pytest.raises(InputError, match=r"^a.txt, b.txt: .*no text in it .*white space"):
+        list(read_all_texts(paths, "text"))
+    with pytest.raises(InputError, match=r"^b.txt: .*no text in it .*0 bytes"):
+        list(read_all_texts(paths[1:], "text"))
+
+
+def test_a_table_without_rows_is_not_called_white_space(write):
+    with pytest.raises(InputError, match="no text") as refusal:
+        list(read_all_texts([write("a.csv", "text\n")], "text"))
+    assert "white space" not in str(refusal.value)
+
+
+def test_a_fault_in_a_later_file_names_that_file(write):
+    paths = [write("a.txt", "a\n"), write("b.txt", b"b\n\xff\n")]
+    with pytest.raises(InputError, match=r"^b.txt, line 2: "):
+        list(read_all_texts(paths, "text"))
+
+
+# ---------------------------------------------------------------- finding files
+
+
+@pytest.fixture
+def files(write):
+    for name in ("b.txt", "a.txt", "c.md", "texts/d.txt", "texts/deep/e.txt", "x[1].txt"):
+        write(name, name)
+    os.mkdir("folder.txt")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        (["b.txt", "a.txt"], ["b.txt", "a.txt"]),  # in the order given
+        (["*.txt"], ["a.txt", "b.txt", "x[1].txt"]),  # sorted, and without folders
+        (["c.md", "*.txt"], ["c.md", "a.txt", "b.txt", "x[1].txt"]),
+        (["**/*.txt"], ["a.txt", "b.txt", "texts/d.txt", "texts/deep/e.txt", "x[1].txt"]),
+        (["[ab].txt"], ["a.txt", "b.txt"]),
+        (["x[1].txt"], ["x[1].txt"]),  # a file of that very name
+    ],
+)
+def test_paths_and_globs_are_found(files, patterns, found):
+    assert [path.replace(os.sep, "/") for path in find_files(patterns, "--train_file")] == found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("d.txt", "there is no such file"),
+        ("*.jsonl", "no file matches this pattern"),
+        ("fold*", "no file matches this pattern"),  # only a folder does
+        ("texts", "this is a folder, expected a file"),
+        ("", "there is no such file"),
+    ],
+)
+def test_what_is_no_file_is_refused_with_flag_pattern_and_working_folder(files, pattern, fault):
+    with pytest.raises(InputError) as refusal:
+        find_files(["a.txt", pattern], "--train_file")
+    assert str(refusal.value).startswith(f"--train_file {pattern}: {fault} (looked in {os.getcwd()})")
+
+
+# ---------------------------------------------------------------- hashes
+
+
+@pytest.mark.parametrize("name", ["a.txt", "noending", "two.dots.txt", "a.jsonl.gz"])
+def test_the_hash_is_the_same_wherever_and_under_whatever_name_the_files_lie(write, tmp_path, name):
+    write(name, "one\n")
+    write(f"v1.0/sub/{name}", "one\n")
+    os.replace(name, f"copy-{name}")  # gzip notes the time
+    write(name, "two\n")
+    with open(name, "wb") as file, open(f"v1.0/sub/{name}", "rb") as same:
+        file.write(same.read())
+    os.utime(name, (0, 0))
+    here = hash_files([name])
+    assert re.fullmatch("[0-9a-f]{64}", here)
+    assert hash_files([f"v1.0/sub/{name}"]) == here
+    assert hash_files([str(tmp_path / name)]) == here
+    assert hash_files([os.path.join(".", name)]) == here
+
+
+def test_another_name_with_the_same_ending_has_the_same_hash(write):
+    assert hash_files([write("a.txt", "one")]) == hash_files([write("b.TXT", "one")])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a.txt": "onf", "b.txt": "two"},
+        {"b.txt": "two", "a.txt": "one"},
+        {"a.md": "one", "b.txt": "two"},
+        {"a.txt": "one"},
+        {"a.txt": "onetwo"},
+        {"a.txt": "on", "b.txt": "etwo"},
+        {"a.txt": "one", "b.txt": "two", "c.txt": ""},
+    ],
+)
+def test_a_changed_byte_another_order_or_another_ending_changes_the_hash(write, other):
+    before = hash_files([write("a.txt", "one"), write("b.txt", "two")])
+    assert hash_files([write(f"other/{name}", content) for name, content in other.items()]) != before
+
+
+def test_the_hash_tells_apart_what_is_read_in_another_way_though_both_end_in_gz(write):
+    path = write("a.txt.gz", '{"text": "a"}\n')
+    with open(path, "rb") as file, open("a.jsonl.gz", "wb") as other:
+        other.write(file.read())
+    assert read("a.txt.gz") != read("a.jsonl.gz")
+    assert hash_files(["a.txt.gz"]) != hash_files(["a.jsonl.gz"])
