@@ -672,14 +672,15 @@ def load_mlm_model(name, config, from_scratch, vocab_size, **hub):
 
 @torch.no_grad()
 def fill_masks(model, tokenizer, texts, top_k=5):
-    """Fill the masks of texts: a list for each text of a list for each mask of the best (word, probability) pairs.
+    """Fill the masks of texts: a dict of text to a list for each mask of its best (word, probability) pairs.
 
     Raises:
         InputError: a text has no mask, or is too long for the model.
     """
     model.eval()
-    answers = []
-    for text in texts:
+    answers = {}
+    for asked in texts:
+        text = asked
         if tokenizer.mask_token not in text:  # models differ in how a mask is written; [MASK] will do for all
             text = text.replace("[MASK]", tokenizer.mask_token)
         inputs = tokenizer(text, return_tensors="pt").to(model.device)
@@ -691,8 +692,8 @@ def fill_masks(model, tokenizer, texts, top_k=5):
                      f"there is no mask in it; write {tokenizer.mask_token} for a hidden word")
             raise InputError(f"--text {text[:60]!r}: {fault}")
         best = model(**inputs).logits[0, masks].softmax(dim=-1).topk(top_k)  # (masks, top_k)
-        answers.append([[(tokenizer.decode([i]), p) for i, p in zip(ids, chances, strict=True)]
-                        for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
+        answers[asked] = [[(tokenizer.decode([i]), p) for i, p in zip(ids, chances, strict=True)]
+                          for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
     return answers
 
 
@@ -981,7 +982,7 @@ def open_output(args, say):
     if checkpoint:
         return checkpoint, json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return None, {"step": 0, "window": [0.0, 0.0], "train": [0.0, 0.0], "latest": None, "best": None, "initial": {},
-                  "run_id": os.urandom(8).hex()}
+                  "fills": {}, "run_id": os.urandom(8).hex()}
 
 
 def start_processes(args, model_type):
@@ -1087,16 +1088,16 @@ def finish(args, model, tokenizer, data, results, note):
                              f"upload it with: hf upload NAME/MODEL {output_dir}") from None
 
 
-def show_results(results, texts, before, after, note, output_dir, say):
+def show_results(results, before, after, note, output_dir, say):
     """Print the scores and the fills, before the training and after it."""
     for name, *values in ([("", "before", "after"), *score_rows(results)] if results else ()):
         say(f"{name:<20}{values[0]:>16}{values[1]:>16}")
     if before or "initial_eval_loss" in results:
         say(f"Before: {note}")
-    for i, text in enumerate(texts):
+    for text in after:
         say(f"\n{text}")
         for when, answers in (("before", before), ("after" if before else "", after)):
-            for words in answers[i] if answers else ():
+            for words in answers.get(text, ()):
                 say(f"  {when:<8}" + "   ".join(f"{word} {p:.3f}" for word, p in words))
     if results:
         say(f"\nResults are in {Path(output_dir, 'all_results.json')}"
@@ -1140,11 +1141,12 @@ def main(argv=None):
     score = {split: partial(evaluate, examples=data[split][0], collator=MaskingCollator(seed=0, **masks),
                             processes=processes, batch_size=args.per_device_eval_batch_size, device=accelerator.device)
              for split in data if split != "train"}
-    before, results = None, {}
+    results = {}
     try:
         if args.do_train:
             begin_run(args, accelerator, data, state, checkpoint)
-            before = state.setdefault("fills", fill_masks(model, tokenizer, args.text)) if args.text else None
+            if args.text and not checkpoint:
+                state["fills"] = fill_masks(model, tokenizer, args.text)
             if args.gradient_checkpointing:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             collator = MaskingCollator(seed=args.seed, **masks)
@@ -1168,11 +1170,11 @@ def main(argv=None):
                          "--max_seq_length help too.") from None
     # What is shown and saved is computed in float32.
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
-    after = fill_masks(model, tokenizer, args.text) if args.text else None
+    fills = fill_masks(model, tokenizer, args.text or [])
     accelerator.log({k: value for k, value in results.items() if k not in ("step", "epoch")}, step=state["step"])
     if rank == 0 and results:
         finish(args, model, tokenizer, data, results, note)
-    show_results(results, args.text or [], before, after, note, args.output_dir, say)
+    show_results(results, state["fills"], fills, note, args.output_dir, say)
     accelerator.end_training()
 
 

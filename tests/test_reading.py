@@ -94,6 +94,11 @@ def test_lines_beyond_the_first_batch_go_on_with_their_numbers(write):
     assert len(list(read_lines(path))) > 1  # of a file larger than the memory, only a part is in it at a time
 
 
+def test_only_the_first_line_of_a_file_loses_its_byte_order_mark(write):
+    lines = ["\ufeff" + "x" * 2**20] * 20
+    assert lines_of(write("long.txt", "\n".join(lines))) == [lines[0][1:], *lines[1:]]
+
+
 @pytest.mark.parametrize(
     ("content", "line", "byte", "value"),
     [
@@ -334,6 +339,11 @@ def test_documents_are_numbered_through_several_files(write):
     }
     documents = documents_of(read_all_texts([write(*file) for file in contents.items()], "text"))
     assert documents == [["a", "b"], ["c"], ["d"], ["e"], ["f"], ["g"], ["h", "i"], ["j"]]
+
+
+def test_documents_are_numbered_through_where_a_file_ends_with_many_empty_rows(write):
+    paths = [write("a.jsonl", '{"text": "a"}\n' + '{"text": null}\n' * 25_000), write("b.txt", "b\n")]
+    assert documents_of(read_all_texts(paths, "text")) == [["a"], ["b"]]
 
 
 def test_files_without_any_text_are_refused(write):

@@ -353,6 +353,18 @@ def test_what_is_another_task_gives_another_curve(mlm, trained, lines57, lines61
     assert np.abs(np.subtract(losses, losses_of(trained))).max() > 1e-3
 
 
+def test_dropout_differs_from_update_to_update(mlm, prose, tmp_path):
+    # One line of which all is hidden, and nothing learned from it: what is left to differ is dropout.
+    settings = {"mlm_probability": 1, "mask_replace_prob": 1, "random_replace_prob": 0, "learning_rate": 0}
+    text = write_lines(tmp_path / "line.txt", prose[:1])
+    distinct = {}
+    for name, flags in {"on": {"config_overrides": None}, "off": {}}.items():
+        flags = CURVE | settings | {"num_train_epochs": 6, "validation_split_percentage": 0} | flags
+        mlm(train_file=text, output_dir=tmp_path / name, **flags).checked()
+        distinct[name] = len(set(losses_of(tmp_path / name)))
+    assert distinct == {"on": 6, "off": 1}
+
+
 def test_bfloat16_ends_near_float32(mlm, trained, lines57, lines61, tmp_path):
     done = mlm(
         train_file=lines57,
@@ -962,6 +974,8 @@ def test_the_log_has_a_line_for_each_update_and_each_evaluation(trained):
             [8, 12, 16],
         ),
         ({"num_train_epochs": 1.5, "save_total_limit": 1}, [8, 12], [12]),
+        ({"save_strategy": "steps", "save_steps": 2, "save_total_limit": 5}, [8, 16], [8, 10, 12, 14, 16]),
+        ({"save_strategy": "steps", "save_steps": 3, "save_total_limit": 5}, [8, 16], [3, 6, 9, 12, 15]),
         ({"num_train_epochs": 3, "save_total_limit": 2}, [8, 16, 24], [16, 24]),
     ],
     ids=str,
@@ -979,28 +993,20 @@ def test_it_evaluates_and_saves_when_asked_to(mlm, lines57, lines61, tmp_path, f
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
-def test_the_best_model_is_kept(mlm, trained, lines57, lines61, tmp_path, limit):
-    # A learning rate that does good in the first epoch, and harm later.
-    mlm(
-        train_file=lines57,
-        validation_file=lines61,
-        per_device_train_batch_size=8,
-        num_train_epochs=6,
-        learning_rate=0.05,
-        lr_scheduler_type="constant",
-        line_by_line=True,
-        max_seq_length=LENGTH,
-        load_best_model_at_end=True,
-        save_total_limit=limit,
-        warmup_steps=2,
-    ).checked()
+def test_the_best_model_is_kept(mlm, prose, lines61, tmp_path, limit):
+    # Eight lines learned by heart: the score on others gets better first, then worse.
+    text = write_lines(tmp_path / "text.txt", prose[100:108])
+    steps = {"max_steps": 30, "eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5}
+    settings = CURVE | steps | {"learning_rate": 0.01, "lr_scheduler_type": "constant", "save_total_limit": limit}
+    mlm(train_file=text, validation_file=lines61, load_best_model_at_end=True, **settings).checked()
     logged = {entry["step"]: entry["eval_loss"] for entry in read_log(tmp_path / "out", "eval_loss")}
     best = min(logged, key=logged.get)
-    assert best < max(logged)  # or else this would test nothing
+    assert best < 30  # or else this would test nothing
     assert read_results(tmp_path / "out")["eval_loss"] == logged[best]
     mlm(model=tmp_path / "out", validation_file=lines61, line_by_line=True, output_dir=tmp_path / "again").checked()
     assert read_results(tmp_path / "again")["eval_loss"] == pytest.approx(logged[best], rel=1e-6)
     assert (tmp_path / "out" / f"checkpoint-{best}").exists()
+    assert len(list((tmp_path / "out").glob("checkpoint-*"))) == max(limit, 2)  # the last and the best
 
 
 def test_a_run_that_only_does_harm_keeps_its_least_bad_model(mlm, trained, lines57, lines61, tmp_path):

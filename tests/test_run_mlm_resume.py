@@ -230,7 +230,9 @@ def test_two_processes_killed_and_resumed_end_bit_identical(mlm, tmp_path):
 def test_a_logged_mean_reaches_back_over_a_resume(mlm, tmp_path):
     # A line is the mean over five updates: when the run goes on from update 9, that of 10 needs the losses of 6 to 9.
     mlm(logging_steps=5, output_dir=tmp_path / "undisturbed").checked()
-    assert mlm(logging_steps=5, prepare=partial(kill_at, 1, tmp_path / "out", "checkpoint-12")).status == -signal.SIGKILL
+    assert (
+        mlm(logging_steps=5, prepare=partial(kill_at, 1, tmp_path / "out", "checkpoint-12")).status == -signal.SIGKILL
+    )
     done = mlm(logging_steps=5, resume_from_checkpoint="latest").checked()
     assert f"going on from {tmp_path / 'out' / 'checkpoint-9'}" in done.out
     assert_ended_alike(tmp_path / "out", tmp_path / "undisturbed")
@@ -397,20 +399,31 @@ def test_a_named_checkpoint_is_taken_also_from_another_folder(mlm, undisturbed, 
     assert [entry["step"] for entry in read_log(tmp_path / "out", "loss")] == list(range(10, UPDATES + 1))
 
 
-def test_the_best_model_may_lie_behind_a_resume_in_another_folder(mlm, files, tmp_path):
-    # A learning rate that only does harm after the first updates.
-    settings = {
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "load_best_model_at_end": True,
-        "eval_steps": 3,
-        "save_total_limit": 9,
-    }
+def test_latest_is_the_newest_of_the_run_that_was_resumed_further_back(mlm, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    mlm(save_total_limit=9).checked()
+    assert (out / "checkpoint-15").exists()
+    (out / "model.safetensors").unlink()
+    done = mlm(
+        resume_from_checkpoint=out / "checkpoint-3",
+        save_total_limit=9,
+        prepare=partial(signal_at, signal.SIGKILL, 8, out),
+    )
+    assert done.status == -signal.SIGKILL
+    done = mlm(resume_from_checkpoint="latest", save_total_limit=9).checked()
+    assert f"going on from {out / 'checkpoint-6'}" in done.out
+    assert_ended_alike(out, undisturbed)
+
+
+def test_the_best_model_may_lie_behind_a_resume_in_another_folder(mlm, prose, tmp_path):
+    # Eight lines learned by heart: the score on others gets better first, then worse.
+    (tmp_path / "eight.txt").write_text("\n".join(prose[100:108]), encoding="utf-8")
+    settings = {"train_file": "eight.txt", "max_steps": 25, "learning_rate": 0.01, "lr_scheduler_type": "constant"}
+    settings |= {"save_steps": 5, "save_total_limit": 9, "load_best_model_at_end": True, **NO_DROPOUT}
     mlm(output_dir=tmp_path / "first", **settings).checked()
     losses = {entry["step"]: entry["eval_loss"] for entry in read_log(tmp_path / "first", "eval_loss")}
-    best = min(losses, key=losses.get)
-    assert best < 12
-    mlm(resume_from_checkpoint=tmp_path / "first" / "checkpoint-12", **settings).checked()
+    assert min(losses, key=losses.get) < 20
+    mlm(resume_from_checkpoint=tmp_path / "first" / "checkpoint-20", **settings).checked()
     kept = read_results(tmp_path / "out")["eval_loss"]
     assert kept <= min(entry["eval_loss"] for entry in read_log(tmp_path / "out", "eval_loss"))
     mlm(model=tmp_path / "out", train_file=None, output_dir=tmp_path / "again").checked()
