@@ -17,6 +17,7 @@ Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805
 """
 
 import argparse
+import copy
 import csv
 import difflib
 import glob
@@ -44,6 +45,7 @@ try:
     import huggingface_hub
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute
     import pyarrow.parquet
     import torch
     import torch.distributed
@@ -76,10 +78,18 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
+def true_or_false(text):
+    """Read the value of a switch, in the words that transformers takes."""
+    words = {"true": True, "t": True, "yes": True, "y": True, "1": True,
+             "false": False, "f": False, "no": False, "n": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return words[text.lower()]
+
+
 def add_switch(group, name, help):
     """Add a flag that is on or off, as transformers writes them: --flag, --flag true or --flag false."""
-    group.add_argument(name, nargs="?", const="true", default="false", metavar="BOOL", choices=["true", "false"],
-                       type=str.lower, help=help)
+    group.add_argument(name, nargs="?", const=True, default=False, metavar="BOOL", type=true_or_false, help=help)
 
 
 def parse_args(argv=None):
@@ -97,9 +107,6 @@ def parse_args(argv=None):
     if unknown:
         close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
         parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
-    for name, value in vars(args).items():
-        if value in ("true", "false"):
-            setattr(args, name, value == "true")
     check_args(args, parser)
     return args
 
@@ -194,7 +201,8 @@ def check_args(args, parser):
     probabilities = "mask_replace_prob random_replace_prob"
     bounds = {"max_seq_length": (3, math.inf, "3 or more: [CLS], one token and [SEP]"), "validation_split_percentage": (
         0, 99, "0 to 99"), "mlm_probability": (1e-9, 1, "a share above 0 and up to 1"), probabilities: (0, 1, "0 to 1"),
-        "seed dataloader_num_workers learning_rate weight_decay max_grad_norm warmup_steps": (0, math.inf, "0 or more"),
+        "dataloader_num_workers learning_rate weight_decay max_grad_norm warmup_steps": (0, math.inf, "0 or more"),
+        "seed": (0, 2**32 - 1, "0 to 4294967295"),
         "eval_steps save_steps logging_steps num_train_epochs": (1e-9, math.inf, "more than 0"),
         "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit "
         "cpu_threads max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers": (
@@ -250,7 +258,7 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits):
         if files[split]:
             paths = find_files(files[split], f"--{split}_file")
             name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
-            sources[split] = (hash_files(paths), partial(read_all_texts, paths, column), name)
+            sources[split] = (f"{hash_files(paths)} {column}", partial(read_all_texts, paths, column), name)
     if not dataset_name:
         return sources
     try:
@@ -266,17 +274,26 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits):
             if column not in loaded[split].column_names:
                 raise InputError(f"--dataset_name {dataset_name}: there is no column {column!r}; the columns are "
                                  f"{', '.join(loaded[split].column_names)}. Name one with --text_column_name.")
-            sources[split] = (f"{loaded[split]._fingerprint} {column}", partial(read_dataset, loaded[split], column),
-                              f"{dataset_name} ({split})")
+            name = f"{dataset_name} ({split})"
+            sources[split] = (f"{loaded[split]._fingerprint} {column}",
+                              partial(read_dataset, loaded[split], column, f"--dataset_name {name}"), name)
     return sources
 
 
-def read_dataset(rows, column):
-    """Read the texts of a Dataset as read_texts reads those of a file: yields (texts, row numbers)."""
+def read_dataset(rows, column, name):
+    """Read the texts of a Dataset as read_all_texts reads those of files: yields (texts, row numbers)."""
+    found = False
     for start in range(0, len(rows), 10_000):
-        texts = enumerate(rows[start : start + 10_000][column], start)
+        texts = list(enumerate(rows[start : start + 10_000][column], start))
+        for number, text in texts:
+            if not isinstance(text, str | None):
+                raise InputError(f"{name}, row {number}: expected text in column {column!r}, found {str(text)[:40]!r}. "
+                                 "Name the column that holds the text with --text_column_name.")
         filled = [(number, text.strip()) for number, text in texts if text and text.strip()]
+        found |= bool(filled)
         yield [text for _, text in filled], [number for number, _ in filled]
+    if not found:
+        raise InputError(f"{name}: there is no text in column {column!r}. Name another with --text_column_name.")
 
 
 def write_texts(batches, path):
@@ -360,7 +377,7 @@ class ExampleCutter:
         return np.hstack([first, blocks, last]).ravel(), np.arange(len(blocks) + 1) * (self.size + 2)
 
 
-def prepare_split(source, part, tokenizer, *, max_seq_length, line_by_line, num_proc, overwrite):
+def prepare_split(source, part, tokenizer, *, max_seq_length, line_by_line, num_proc, overwrite, overwrite_text):
     """Turn the text of a source into examples, or find them in the cache, by content.
 
     Args:
@@ -374,14 +391,16 @@ def prepare_split(source, part, tokenizer, *, max_seq_length, line_by_line, num_
     fingerprint, batches, _ = source
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else f"{tokenizer!r} {tokenizer.get_vocab()}"
     text_key = hashlib.sha256(f"1 {fingerprint} {vocabulary}".encode()).hexdigest()[:32]
-    key = hashlib.sha256(f"{text_key} {max_seq_length} {line_by_line} {part}".encode()).hexdigest()[:32]
+    edges, unknown_id = edge_ids(tokenizer), tokenizer.unk_token_id
+    settings = f"{text_key} {max_seq_length} {line_by_line} {part} {edges} {unknown_id}"
+    key = hashlib.sha256(settings.encode()).hexdigest()[:32]
     cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
     cache.mkdir(parents=True, exist_ok=True)
     prepared, facts = cache / f"examples-{key}.arrow", cache / f"examples-{key}.json"
     text = cache / f"text-{text_key}.arrow"
     if overwrite or not (prepared.exists() and facts.exists()):
         text_facts = text.with_suffix(".json")
-        if overwrite or not (text.exists() and text_facts.exists()):
+        if overwrite_text or not (text.exists() and text_facts.exists()):
             write_json(text_facts, write_texts(batches(), text))
         counts = json.loads(text_facts.read_text(encoding="utf-8"))
         texts = datasets.Dataset.from_file(str(text)).with_format("arrow")
@@ -389,16 +408,17 @@ def prepare_split(source, part, tokenizer, *, max_seq_length, line_by_line, num_
         at_once = max(1, int(2e6 * counts["paragraphs"] / counts["characters"]))  # paragraphs in about 2 MB
         tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once, fn_kwargs={"tokenizer": flat_tokenizer},
                            remove_columns=["text"], num_proc=num_proc, desc=f"Tokenizing ({flat_tokenizer.name})",
-                           load_from_cache_file=not overwrite, new_fingerprint=text_key,
+                           load_from_cache_file=not overwrite_text, new_fingerprint=text_key,
                            cache_file_name=str(cache / f"tokens-{text_key}.arrow"))
         drawn = np.zeros(len(tokens), dtype=bool)
         share = min(max(1, round(len(tokens) * part[1] / 100)), len(tokens) - 1)
         drawn[np.random.default_rng(0).permutation(len(tokens))[:share]] = True
-        cutter = ExampleCutter(max_seq_length - 2, edge_ids(tokenizer), tokenizer.unk_token_id, line_by_line,
-                               {"all": drawn | True, "drawn": drawn, "rest": ~drawn}[part[0]])
+        rows = {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[part[0]]
+        cutter = ExampleCutter(max_seq_length - 2, edges, unknown_id, line_by_line, rows)
         tokens.map(cutter, batched=True, batch_size=at_once, with_indices=True, remove_columns=["ids", "document"],
                    load_from_cache_file=False, new_fingerprint=key, cache_file_name=str(prepared), desc="Cutting")
-        write_json(facts, counts | cutter.counts | {"key": key})
+        lengths = pa.compute.list_value_length(tokens.data["ids"])
+        write_json(facts, counts | cutter.counts | {"key": key, "text_tokens": pa.compute.sum(lengths).as_py()})
     return datasets.Dataset.from_file(str(prepared)).with_format("numpy"), json.loads(facts.read_text(encoding="utf-8"))
 
 
@@ -411,7 +431,9 @@ def edge_ids(tokenizer):
 def prepare_data(args, tokenizer):
     """Prepare the splits that the run needs: dict of split to (examples, counts, name of the source)."""
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    splits = ["train", "validation"] + ["test"] * (args.do_predict or bool(args.prepare_only and args.test_file))
+    splits = ["train", "validation"]
+    if args.do_predict or (args.prepare_only and args.test_file):
+        splits.append("test")
     sources = find_sources(files, args.dataset_name, args.dataset_config_name, args.text_column_name, splits)
     parts = {split: (source, ("all", 0)) for split, source in sources.items()}
     if "validation" not in sources and "train" in sources and args.validation_split_percentage:
@@ -419,14 +441,20 @@ def prepare_data(args, tokenizer):
         parts["validation"] = (sources["train"], ("drawn", args.validation_split_percentage))
     if not (args.do_train or args.prepare_only):
         parts.pop("train", None)
-    for flag, split in (("do_predict", "test"), ("do_eval", "validation")):
+    for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
         if getattr(args, flag) and split not in parts and not (args.do_train and split == "validation"):
             raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
-    data = {}
+    if not parts:
+        raise InputError("there are no data to prepare: give --train_file, --validation_file or --dataset_name")
+    if args.load_best_model_at_end and "validation" not in parts:
+        raise InputError("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
+    data, seen = {}, set()
+    overwrite = args.overwrite_cache and int(os.environ.get("RANK", 0)) == 0  # the others find what the first prepared
     for split, (source, part) in parts.items():
         examples, counts = prepare_split(source, part, tokenizer, max_seq_length=args.max_seq_length,
                                          line_by_line=args.line_by_line, num_proc=args.preprocessing_num_workers,
-                                         overwrite=args.overwrite_cache)
+                                         overwrite=overwrite, overwrite_text=overwrite and source[0] not in seen)
+        seen.add(source[0])
         if not len(examples):
             raise InputError(f"{source[2]}: its {split} part has {counts['tokens']:,} tokens, too few for one block of "
                              f"{args.max_seq_length}. Give more text, a smaller --max_seq_length, --line_by_line"
@@ -446,8 +474,8 @@ def describe_data(data, max_seq_length, line_by_line, say):
         kind = "lines of up to" if line_by_line else "blocks of"
         say(f"{split.capitalize():<11} {len(examples):,} {kind} {max_seq_length} tokens, from {name} "
             f"({counts['tokens']:,} tokens)")
-    _, counts, name = next(iter(data.values()))
-    pieces = sum(part["tokens"] for _, part, source in data.values() if source == name) / counts["words"]
+    counts = next(iter(data.values()))[1]
+    pieces = counts["text_tokens"] / counts["words"]
     repeated, shortened = counts["repeated"] / counts["paragraphs"], counts["shortened"] / counts["paragraphs"]
     unknown = counts["unknown"] / max(1, counts["tokens"])
     say(f"Text        {counts['paragraphs']:,} paragraphs, {repeated:.1%} of them repeated; {pieces:.2f} tokens a "
@@ -517,11 +545,12 @@ def word_continuations(tokenizer):
     WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most
     tokens carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
     """
-    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]  # may have holes
+    size = max(tokenizer.get_vocab().values()) + 1  # more than there are tokens where ids are left out
+    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
     counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
     sign = max(counts, key=counts.get)
     starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign  # line feed, tab and carriage return part words too
-    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens]) & (counts[sign] > 0)
+    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
     continues[list(tokenizer.added_tokens_decoder)] = False  # [CLS] and its like, and words that a user added
     return continues
 
@@ -629,7 +658,8 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
     """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
     config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
     try:
-        config.update_from_string(config_overrides) if config_overrides else None
+        if config_overrides:
+            config.update_from_string(config_overrides)
     except (ValueError, IndexError) as error:
         raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,KEY=VALUE with keys "
                          "of the model's config.json") from None
@@ -643,18 +673,26 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
     if tokenizer.is_fast:  # what a tokenizer.json says of lengths is for other uses, and would change with each use
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
-    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
-    if "roberta" in config.model_type or config.model_type in ("camembert", "longformer", "mpnet", "xmod"):
-        longest = min(longest, config.max_position_embeddings - config.pad_token_id - 1)  # they count from there
+    longest = longest_input(config, tokenizer)
     if max_seq_length > longest:
         raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest}. Give that or less.")
     return config, tokenizer
 
 
+def longest_input(config, tokenizer):
+    """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
+    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
+    offset = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod")
+    if "roberta" in config.model_type or config.model_type in offset:  # their positions begin behind the padding id
+        longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
+    return longest
+
+
 def load_mlm_model(name, config, from_scratch, vocab_size, **hub):
     """Load the model in float32, whatever it was stored in: (model, note), which says what of it starts at random."""
     if from_scratch:
-        build = partial(AutoModelForMaskedLM.from_config, config, dtype=torch.float32)
+        build = partial(AutoModelForMaskedLM.from_config, config, dtype=torch.float32,
+                        trust_remote_code=hub["trust_remote_code"])
         model = load_pretrained(lambda _: build(), "--model", name)
         note = "all of it starts at random"
     else:
@@ -675,7 +713,7 @@ def fill_masks(model, tokenizer, texts, top_k=5):
     """Fill the masks of texts: a dict of text to a list for each mask of its best (word, probability) pairs.
 
     Raises:
-        InputError: a text has no mask, or is too long for the model.
+        InputError: a text is too long for the model.
     """
     model.eval()
     answers = {}
@@ -685,12 +723,9 @@ def fill_masks(model, tokenizer, texts, top_k=5):
             text = text.replace("[MASK]", tokenizer.mask_token)
         inputs = tokenizer(text, return_tensors="pt").to(model.device)
         masks = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().ravel()
-        positions = getattr(model.config, "max_position_embeddings", None) or math.inf
-        length, longest = inputs["input_ids"].shape[1], min(tokenizer.model_max_length, positions)
-        if not len(masks) or length > longest:
-            fault = (f"it has {length} tokens; the model takes at most {longest}" if len(masks) else
-                     f"there is no mask in it; write {tokenizer.mask_token} for a hidden word")
-            raise InputError(f"--text {text[:60]!r}: {fault}")
+        length, longest = inputs["input_ids"].shape[1], longest_input(model.config, tokenizer)
+        if length > longest:
+            raise InputError(f"--text {text[:60]!r}: it has {length} tokens; the model takes at most {longest}")
         best = model(**inputs).logits[0, masks].softmax(dim=-1).topk(top_k)  # (masks, top_k)
         answers[asked] = [[(tokenizer.decode([i]), p) for i, p in zip(ids, chances, strict=True)]
                           for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
@@ -727,7 +762,7 @@ def masked_logits(model, batch):
     with hook:
         logits = model(**inputs).logits
     if logits.dim() == 3:
-        logits = logits.flatten(0, 1)[positions]
+        logits = logits[:, : batch["input_ids"].shape[1]].flatten(0, 1)[positions]
     return logits.float()  # a sum of thousands of bfloat16 terms loses its last digits
 
 
@@ -841,25 +876,25 @@ class TrainingRun:
         self.state["window"][0] += self.processes.sum(sum(nll.item() for nll in self.pending))[0]
         self.pending.clear()
 
-    def evaluate(self, prefix=""):
+    def evaluate(self, scores=None, prefix=""):
         self.settle()
-        begun, scores = time.perf_counter(), self.score(self.model)
+        begun, scores = time.perf_counter(), scores or self.score(self.model)
         self.log({prefix + name: value for name, value in scores.items()})
         self.state["latest"] = {"step": self.state["step"], **scores}
-        if self.state["best"] is None or scores["eval_loss"] < self.state["best"]["eval_loss"]:
-            self.state["best"] = self.state["latest"]
         if self.processes.rank == 0:
             shown = "  ".join(f"{name} {value:.6g}" for name, value in scores.items())
             tqdm.write(f"Update {self.state['step']:>6}  {shown}")
         self.paused += time.perf_counter() - begun
-        return scores
 
     def save(self):
         self.settle()
-        begun, best = time.perf_counter(), self.state["best"] if self.args.load_best_model_at_end else None
+        begun, state = time.perf_counter(), self.state
+        if self.args.load_best_model_at_end and state["latest"]["step"] == state["step"] and (
+                not state["best"] or state["latest"]["eval_loss"] < state["best"]["eval_loss"]):
+            state["best"] = state["latest"]  # of models that are saved, so that it can be loaded
         if self.processes.rank == 0:
-            save_checkpoint(self.args.output_dir, self.state["step"], self.write, self.args.save_total_limit,
-                            keep=f"checkpoint-{best['step']}" if best else None)
+            save_checkpoint(self.args.output_dir, state["step"], self.write, self.args.save_total_limit,
+                            keep=f"checkpoint-{state['best']['step']}" if state["best"] else None)
         self.processes.sum(0)  # the others wait: none trains on if this one fails
         self.paused += time.perf_counter() - begun
 
@@ -918,16 +953,18 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
     if checkpoint:
         optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
         scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None] * len(optimizer.param_groups)})
-        if accelerator.scaler:
+        if accelerator.scaler and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
     say(f"Updates     {max_steps:,} of {sampler.global_batch} examples ({processes.num_processes} x "
-        f"{sampler.batch_size}, "
-        f"{sampler.accumulation_steps} accumulated), {sampler.updates_per_epoch:,} an epoch"
+        f"{sampler.batch_size}, {sampler.accumulation_steps} accumulated), {sampler.updates_per_epoch:,} an epoch"
         + (f"; going on from {checkpoint}" if checkpoint else ""))
+    scores = score(network) if score and not checkpoint else None
+    begin_run(args, accelerator, state)
     run = TrainingRun(args, accelerator, processes, network, tokenizer, optimizer, scheduler, score, state,
                       sampler.updates_per_epoch, max_steps)
-    if score and not checkpoint:
-        state["initial"] = {f"initial_{name}": value for name, value in run.evaluate("initial_").items()}
+    if scores:
+        run.evaluate(scores, prefix="initial_")
+        state["initial"] = {f"initial_{name}": value for name, value in scores.items()}
     start, run.paused, begun = state["step"], 0.0, time.perf_counter()
     with StopSignal() as stop_signal:
         train(accelerator, model, optimizer, scheduler, loader, processes=processes, start=start, max_steps=max_steps,
@@ -937,17 +974,18 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
     if state["step"] < max_steps:
         return network, {}, stop_signal.number or signal.SIGTERM
     seconds, (nats, tokens) = time.perf_counter() - begun - run.paused, state["train"]
-    results = {"step": state["step"], "epoch": state["step"] / sampler.updates_per_epoch, "train_runtime": seconds,
+    results = {"step": state["step"], "epoch": state["step"] / sampler.updates_per_epoch,
                "train_loss": nats / max(tokens, 1), **state["initial"]}
     seen = sampler.examples_until(state["step"]) - sampler.examples_until(start)
-    if seen:
-        results["train_samples_per_second"] = seen / seconds
+    if seen:  # otherwise it was a finished run that was resumed, and these are known already
+        results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
     if score and state["latest"]["step"] != state["step"]:  # a resume that had nothing left to do
         run.evaluate()
-    if args.load_best_model_at_end and score and state["best"]["step"] != state["step"]:
+    if state["best"] and state["best"]["eval_loss"] < state["latest"]["eval_loss"]:
         say(f"Best        the model of update {state['best']['step']} is kept")
         folder = Path(args.output_dir, f"checkpoint-{state['best']['step']}")
-        network.load_state_dict(AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).state_dict())
+        network.load_state_dict(AutoModelForMaskedLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=args.trust_remote_code).state_dict())
         state["latest"] = state["best"]
     return network, results | {name: value for name, value in (state["latest"] or {}).items() if name != "step"}, 0
 
@@ -956,14 +994,12 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
 
 
 def open_output(args, say):
-    """Refuse a folder that is in use, or find the checkpoint to go on from: (folder or None, state of the run)."""
+    """Make the output folder, or refuse one in use; find the checkpoint to go on from: (folder or None, state)."""
     output_dir, checkpoint = Path(args.output_dir), None
-    if args.do_train and not args.resume_from_checkpoint and not args.overwrite_output_dir:
-        used = [path for path in [*list_checkpoints(output_dir), output_dir / "model.safetensors"] if path.exists()]
-        if used or output_dir.is_file():
-            raise InputError(f"--output_dir {output_dir} is in use: {(used or [output_dir])[0]} lies there. To go on "
-                             "with that run, give --resume_from_checkpoint latest; to replace it, "
-                             "--overwrite_output_dir; or name another folder.")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output_dir {output_dir}: cannot be made: {error.strerror}. Name another folder.") from None
     if args.do_train and args.resume_from_checkpoint == "latest":
         for folder in reversed(list_checkpoints(output_dir)):
             fault = checkpoint_fault(folder)
@@ -979,10 +1015,22 @@ def open_output(args, say):
         if fault:
             raise InputError(f"--resume_from_checkpoint {checkpoint}: not a whole checkpoint: {fault}. Give another, "
                              "or latest.")
-    if checkpoint:
-        return checkpoint, json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return None, {"step": 0, "window": [0.0, 0.0], "train": [0.0, 0.0], "latest": None, "best": None, "initial": {},
-                  "fills": {}, "run_id": os.urandom(8).hex()}
+    used = [output_dir / "model.safetensors"]
+    if args.resume_from_checkpoint != "latest":  # which passes over damaged checkpoints, and may replace them
+        used = [*list_checkpoints(output_dir), *used]
+    goes_on = args.overwrite_output_dir or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
+    for path in used if args.do_train and not goes_on else ():
+        if path.exists():
+            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on with that run, give "
+                             "--resume_from_checkpoint latest; to replace it, --overwrite_output_dir; or name another "
+                             "folder.")
+    if not checkpoint:
+        return None, {"step": 0, "window": [0.0, 0.0], "train": [0.0, 0.0], "latest": None, "best": None,
+                      "initial": {}, "fills": {}, "run_id": os.urandom(8).hex()}
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if state["best"] and not Path(output_dir, f"checkpoint-{state['best']['step']}").exists():
+        state["best"] = None  # it lies in another folder, from which this run goes on
+    return checkpoint, state
 
 
 def start_processes(args, model_type):
@@ -1011,33 +1059,59 @@ def start_processes(args, model_type):
     return accelerator, processes, threads
 
 
-def begin_run(args, accelerator, data, state, checkpoint):
-    """Make ready for training: hold the checkpoint against the run, clear the folder, start trackers, reach the Hub."""
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    made_with = {"prepared data": data["train"][1]["key"], "number of examples": len(data["train"][0]),
-                 "--seed": args.seed, "global batch": batch}
-    for name, value in made_with.items():
-        if state.setdefault(name, value) != value:
-            raise InputError(f"{checkpoint}: {name} was {state[name]} and is now {value}. A run goes on with the text, "
-                             "seed and global batch (processes x batch size x accumulation steps) that it began with.")
-    output_dir = Path(args.output_dir)
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        for folder in [*output_dir.glob("tmp-*"), *(list_checkpoints(output_dir) if args.overwrite_output_dir else ())]:
-            remove_folder(folder)  # tmp-: left by a run that was killed while it saved
-        cut_log(output_dir / "log.jsonl", state["step"] if checkpoint else -1)
+def check_resume(args, data, processes, state, checkpoint):
+    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with."""
+    made_with = {split: f"{len(examples)} examples of {counts['key']}" for split, (examples, counts, _) in data.items()
+                 if split != "test"}
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes.num_processes
+    made_with |= {"kind of model": args.model_type, "global batch": batch}
+    made_with |= {f"--{name}": getattr(args, name) for name in (
+        "seed", "learning_rate", "weight_decay", "masking", "mlm_probability", "mask_replace_prob", "random_replace_prob")}
+    for name, value in made_with.items() if checkpoint else ():
+        if state["made_with"].get(name) != value:
+            before = state["made_with"].get(name)
+            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
+                             "settings and global batch (processes x batch size x accumulation steps) that it began "
+                             "with.")
+    state["made_with"] = made_with
+    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
+        raise InputError(f"the processes found different checkpoints in {args.output_dir}. Expected a folder that all "
+                         "machines see; put --output_dir on a shared disk.")
+
+
+def start_trackers(args, accelerator, state):
+    """Start the trackers of --report_to; where a run is resumed, go on with its own."""
     settings = {k: value if isinstance(value, int | float | str) else str(value) for k, value in vars(args).items()}
     try:
-        if args.push_to_hub and accelerator.is_main_process:  # a wrong name is better known before the training
-            huggingface_hub.create_repo(args.hub_model_id or output_dir.resolve().name, exist_ok=True)
         accelerator.init_trackers(os.environ.get("WANDB_PROJECT", "mlm"), settings, {
             "wandb": {"name": args.run_name, "id": state["run_id"], "resume": "allow", "dir": args.output_dir},
-            "trackio": {"name": args.run_name, "resume": "allow" if checkpoint else "never"},
-            "tensorboard": {"purge_step": state["step"] + bool(checkpoint)}})  # hides what stood there from here on
+            "trackio": {"name": args.run_name, "resume": "allow" if state["step"] else "never"},
+            "tensorboard": {"purge_step": state["step"] + (state["step"] > 0)}})  # hides what stood there from here on
     except Exception as error:  # no account, no network, a server that refuses
-        wanted = "--push_to_hub " * args.push_to_hub + f"--report_to {' '.join(args.report_to)}" * bool(args.report_to)
-        raise InputError(f"{wanted}: cannot start: {' '.join(str(error).split())[:200]}. For wandb, 'wandb login' or "
-                         "WANDB_MODE=offline; for the Hub, 'hf auth login' and --hub_model_id NAME/MODEL.") from None
+        fault = " ".join(str(error).split())[:200]
+        raise InputError(f"--report_to {' '.join(args.report_to)}: cannot start: {fault}. For wandb, 'wandb login' or "
+                         "WANDB_MODE=offline.") from None
+
+
+def begin_run(args, accelerator, state):
+    """Reach the Hub, start the trackers, and only then clear the output folder of what the run replaces."""
+    output_dir, step = Path(args.output_dir), state["step"]
+    if args.push_to_hub and accelerator.is_main_process:  # a wrong name is better known before the training
+        try:
+            repository = huggingface_hub.create_repo(args.hub_model_id or output_dir.resolve().name, exist_ok=True)
+            args.hub_model_id = repository.repo_id
+        except Exception as error:  # no account, no network, a name that is not allowed
+            raise InputError(f"--push_to_hub: cannot start: {' '.join(str(error).split())[:200]}. Log in with 'hf auth "
+                             "login', and give --hub_model_id NAME/MODEL.") from None
+    start_trackers(args, accelerator, state)
+    if accelerator.is_main_process:
+        replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
+        left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
+        for folder in left + (replaced if args.overwrite_output_dir or step else []):
+            remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
+        for name in ("model.safetensors", "all_results.json") if args.overwrite_output_dir else ():
+            (output_dir / name).unlink(missing_ok=True)
+        cut_log(output_dir / "log.jsonl", step if step else -1)
 
 
 def score_rows(results):
@@ -1066,7 +1140,6 @@ def write_model_card(args, data, results, note):
 def finish(args, model, tokenizer, data, results, note):
     """Leave behind what the run has made: results; of a training run the model and its card, on the Hub if asked."""
     output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     if args.do_train:
         aside = output_dir / "tmp-model"  # moved file by file, so that a kill leaves no half of one
         model.save_pretrained(aside)
@@ -1076,12 +1149,13 @@ def finish(args, model, tokenizer, data, results, note):
         aside.rmdir()
         write_model_card(args, data, results, note)
     path = output_dir / "all_results.json"
-    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not args.do_train else {}
+    same_model = args.resume_from_checkpoint or Path(args.model).resolve() == output_dir.resolve()
+    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
     write_json(path, older | results)
     if args.push_to_hub:
         try:
             print("Uploaded to", huggingface_hub.upload_folder(
-                repo_id=args.hub_model_id or output_dir.resolve().name, folder_path=output_dir,
+                repo_id=args.hub_model_id, folder_path=output_dir,
                 ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
         except Exception as error:  # network, rights, quota
             raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {output_dir}; "
@@ -1113,15 +1187,20 @@ def main(argv=None):
     if rank:
         datasets.disable_progress_bars()
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides,
-                                                  args.max_seq_length, **hub)
+    todo = args.do_train or args.do_eval or args.do_predict
+    longest = args.max_seq_length if todo or args.prepare_only else 0
+    config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides, longest,
+                                                  **hub)
+    for text in args.text or ():
+        if "[MASK]" not in text and tokenizer.mask_token not in text:
+            raise InputError(f"--text {text[:60]!r}: there is no mask in it; write {tokenizer.mask_token} for a word")
     describe = partial(describe_data, max_seq_length=args.max_seq_length, line_by_line=args.line_by_line, say=say)
     if args.prepare_only:
         return describe(prepare_data(args, tokenizer)) if rank == 0 else None
-    checkpoint, state = open_output(args, say)
+    checkpoint, state = open_output(args, say) if todo else (None, {"step": 0, "fills": {}, "run_id": ""})
     accelerator, processes, threads = start_processes(args, config.model_type)
     data = {}
-    if args.do_train or args.do_eval or args.do_predict:
+    if todo:
         data = processes.main_first(partial(prepare_data, args, tokenizer))
         describe(data)
     set_seed(args.seed)
@@ -1132,7 +1211,7 @@ def main(argv=None):
     precision = accelerator.mixed_precision.replace("no", "float32")
     say(f"Running on  {accelerator.device.type}, {processes.num_processes} process(es) of {threads} CPU threads, "
         f"{precision}")
-    special = np.zeros(len(tokenizer), dtype=bool)
+    special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)
     special[tokenizer.all_special_ids] = True
     masks = {"pad_id": tokenizer.pad_token_id, "special": special, "mask_id": tokenizer.mask_token_id,
              "vocab_size": len(tokenizer), "mask_prob": args.mlm_probability,
@@ -1144,10 +1223,13 @@ def main(argv=None):
     results = {}
     try:
         if args.do_train:
-            begin_run(args, accelerator, data, state, checkpoint)
+            args.model_type = config.model_type
+            check_resume(args, data, processes, state, checkpoint)
             if args.text and not checkpoint:
                 state["fills"] = fill_masks(model, tokenizer, args.text)
             if args.gradient_checkpointing:
+                if not model.supports_gradient_checkpointing:
+                    raise InputError(f"--gradient_checkpointing: a model of the kind {config.model_type} has none")
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             collator = MaskingCollator(seed=args.seed, **masks)
             model, results, stopped_by = fit(args, accelerator, processes, model, tokenizer, data["train"][0], collator,
@@ -1158,6 +1240,7 @@ def main(argv=None):
                 accelerator.end_training()
                 sys.exit(128 + stopped_by)
         else:
+            start_trackers(args, accelerator, state)
             model = accelerator.prepare_model(model, evaluation_mode=True)
             results = score["validation"](model) if args.do_eval else {}
         if args.do_predict:
@@ -1210,7 +1293,8 @@ def hash_files(paths):
     for path in paths:
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.lower().rpartition('.')[2]} {content}\n".encode())
+        ending = os.path.splitext(path.lower().removesuffix(".gz"))[1] + ".gz" * path.lower().endswith(".gz")
+        digest.update(f"{ending} {content}\n".encode())
     return digest.hexdigest()
 
 
@@ -1243,27 +1327,33 @@ def read_json(path):
 
     InputError names line and column of what is not JSON, or what stands there instead of an object.
     """
-    lines = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    rows = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    parsed = False
     if path.lower().removesuffix(".gz").endswith(".json"):
-        lines = list(lines)
+        rows = list(rows)
         try:
-            value = json.loads("\n".join(line for _, line in lines))
-            rows = value.get("data", [value]) if isinstance(value, dict) else value
-            lines = [(f"{path}, entry {n}", json.dumps(row)) for n, row in enumerate(rows, 1)]
-        except json.JSONDecodeError as error:
-            if not error.msg.startswith("Extra data"):  # otherwise it has one object a line, and is read as such
-                raise InputError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Was the "
-                                 "file cut off?") from None
-    for place, line in lines:
+            value = json.loads("\n".join(line for _, line in rows))
+            value = value.get("data", [value]) if isinstance(value, dict) else value
+            value = value if isinstance(value, list) else [value]
+            rows, parsed = [(f"{path}, entry {n}", row) for n, row in enumerate(value, 1)], True
+        except (ValueError, RecursionError) as error:
+            if not str(error).startswith("Extra data"):  # otherwise it has one object a line, and is read as such
+                line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
+                raise InputError(f"{path}, line {line}, column {column}: not JSON: {getattr(error, 'msg', error)}. "
+                                 "Was the file cut off?") from None
+    for place, row in rows:
+        if not (parsed or row.strip()):
+            continue
         try:
-            row = json.loads(line or "null")
-        except json.JSONDecodeError as error:
-            raise InputError(f"{place}, column {error.colno}: not JSON: {error.msg} in {line[:40]!r}. Expected one "
-                             "object a line.") from None
-        if row is not None and not isinstance(row, dict):
-            raise InputError(f"{place}: expected an object such as {{\"text\": …}}, found {line[:40]!r}")
-        if row is not None:
-            yield place, row
+            row = row if parsed else json.loads(row)
+        except (ValueError, RecursionError) as error:
+            column, fault = getattr(error, "colno", 1), getattr(error, "msg", error)
+            raise InputError(f"{place}, column {column}: not JSON: {fault} in {row[:40]!r}. Expected one object a "
+                             "line.") from None
+        if not isinstance(row, dict):
+            found = json.dumps(row, ensure_ascii=False)[:40]
+            raise InputError(f"{place}: expected an object such as {{\"text\": …}}, found {found!r}")
+        yield place, row
 
 
 # Copied from utils.reading.read_csv
@@ -1274,7 +1364,9 @@ def read_csv(path):
     lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        header = next(rows, [])
+        header = next((row for row in rows if row), [])
+        if len(set(header)) < len(header):
+            raise InputError(f"{path}, line {rows.line_num}: a column stands there twice: {', '.join(header)}")
         for row in rows:
             place = f"{path}, line {rows.line_num}"
             if row and len(row) != len(header):
@@ -1294,8 +1386,8 @@ def read_parquet(path):
             batches = pa.parquet.ParquetFile(file).iter_batches()
             rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
             yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {str(error)[:100]}") from None
+    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
 
 
 # Copied from utils.reading.read_texts
@@ -1337,6 +1429,9 @@ def read_texts(path, column):
                 fault = (f"expected text in column {column!r}, found {str(row[column])[:40]!r}" if column in row else
                          f"there is no column {column!r}; the columns are {', '.join(map(str, row))}")
                 raise InputError(f"{place}: {fault}. Name the column that holds the text with --text_column_name.")
+            if re.search("[\ud800-\udfff]", row[column] or ""):
+                raise InputError(f"{place}: column {column!r} holds half a character (a lone surrogate, such as a "
+                                 "cut-off emoji leaves). Expected Unicode text; take it out of the file.")
         filled = [(number, text) for number, (_, row) in batch if (text := (row[column] or "").strip())]
         yield [text for _, text in filled], [number for number, _ in filled]
 
@@ -1352,7 +1447,9 @@ def read_all_texts(paths, column):
             rows, last = rows + len(texts), documents[-1] if documents else last
         start += last + 1
     if not rows:
-        fault = "only white space" if sum(map(os.path.getsize, paths)) else "empty, 0 bytes"
+        is_table = paths[0].lower().removesuffix(".gz").endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet"))
+        fault = "no row with text" if is_table else "nothing but white space"
+        fault = fault if sum(map(os.path.getsize, paths)) else "empty, 0 bytes"
         raise InputError(f"{', '.join(paths[:3])}: there is no text in it ({fault}). "
                          "Expected UTF-8 text, a paragraph a line, or a table with a column of texts.")
 
@@ -1410,21 +1507,31 @@ class FlatTokenizer:
 
         if name == "transformers":
             return lambda texts: flatten(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-        backend = self.tokenizer.backend_tokenizer
+        backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
+        backend.no_truncation()  # settings that other uses of the tokenizer leave behind
+        backend.no_padding()
         if name == "nanotoken":
             import nanotoken
 
             fast = nanotoken.Tokenizer.from_json(backend.to_str())
-            rows = lambda texts: fast.encode_batch(texts, add_special_tokens=False)  # noqa: E731
-            return lambda texts: ((found := rows(texts)).ids.astype(np.int32), found.offsets)
+
+            def encode(texts):
+                rows = fast.encode_batch(texts, add_special_tokens=False)
+                return rows.ids.astype(np.int32), rows.offsets
+
+            return encode
         if name == "gigatoken":
             import awkward
             import gigatoken
 
             fast = gigatoken.Tokenizer.from_json(backend.to_str())
-            rows = lambda texts: fast.encode_batch(texts)  # noqa: E731
-            return lambda texts: (awkward.to_numpy(awkward.flatten(found := rows(texts))).astype(np.int32),
-                                  np.cumsum([0, *awkward.num(found)], dtype=np.int64))
+
+            def encode(texts):
+                rows = fast.encode_batch(texts)
+                return (awkward.to_numpy(awkward.flatten(rows)).astype(np.int32),
+                        np.cumsum([0, *awkward.num(rows)], dtype=np.int64))
+
+            return encode
         return lambda texts: flatten([row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)])
 
     def __getstate__(self):
@@ -1451,15 +1558,19 @@ def checkpoint_fault(folder):
     """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
         files = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
+        files = {name: (expected["size"], expected["sha256"]) for name, expected in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json is missing or damaged ({error})"
+    for name, expected in files.items():
+        try:
             with open(Path(folder, name), "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != expected["size"]:
-                    return f"{name} has {size:,} bytes instead of {expected['size']:,}"
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                    return f"{name} is not what was written (its SHA-256 differs)"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"a file is missing or damaged ({error})"
+                found = (os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            return f"{name} is missing or cannot be read ({error.strerror})"
+        if found[0] != expected[0]:
+            return f"{name} has {found[0]:,} bytes instead of {expected[0]:,}"
+        if found != expected:
+            return f"{name} is not what was written (its SHA-256 differs)"
     return None
 
 
@@ -1498,9 +1609,10 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
     write_manifest(aside)
     remove_folder(folder)  # a damaged one of this name stands in the way of the rename
     os.replace(aside, folder)
-    old = [path for path in list_checkpoints(output_dir) if path != folder and path.name != keep]
+    old = [path for path in list_checkpoints(output_dir)  # those without a manifest are not of this kind
+           if path != folder and path.name != keep and (path / "manifest.json").exists()]
     kept = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
-    for path in old[: len(old) - max(kept, 0)]:
+    for path in old[: max(0, len(old) - max(0, kept))]:
         remove_folder(path)
 
 
@@ -1531,6 +1643,8 @@ def read_config(path, flags):
             raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
         if isinstance(value, dict):
             value = ",".join(f"{name}={part}" for name, part in value.items())
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
         if value not in ("", "null", "~"):
             arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
     return arguments
@@ -1632,7 +1746,8 @@ def cut_log(path, step):
     kept = []
     for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
         # A kill can leave the last line half written, without its end.
-        if line.endswith("}\n") and json.loads(line)["step"] <= step:
+        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
+        if found and int(found[1]) <= step:
             kept.append(line)
     Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
     os.replace(f"{path}.tmp", path)
@@ -1645,6 +1760,7 @@ def run_main(main):
     Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
     """
     rank = int(os.environ.get("RANK", 0))
+    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
     try:
         main()
     except (InputError, KeyboardInterrupt) as error:

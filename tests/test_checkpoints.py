@@ -189,8 +189,7 @@ def test_the_oldest_is_the_one_with_the_lowest_number(tmp_path):
      (2, 4, [4, 5]), (1, 5, [5]), (2, 5, [4, 5]), (3, 5, [3, 4, 5])],
 )  # fmt: skip
 def test_the_best_stays_whatever_its_age_and_counts(tmp_path, limit, best, left):
-    for step in (1, 2, 3, 4):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+    save(tmp_path, 1, 2, 3, 4, limit=9)
     save(tmp_path, 5, limit=limit, keep=f"checkpoint-{best}")
     assert [int(path.name.split("-")[1]) for path in list_checkpoints(tmp_path)] == left
 

@@ -245,7 +245,7 @@ def test_a_field_may_be_longer_than_the_limit_of_the_csv_module(write):
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("a.jsonl", '{"text": "a"}\n{"text": \n', ["line 2, column 10", "not JSON", "'{\"text\": '", "one object"]),
+        ("a.jsonl", '{"text": "a"}\n{"text": b}\n', ["line 2, column 10", "not JSON", "'{\"text\": b}'", "one object"]),
         ("a.jsonl", '{"text": "a"}\n\nhello\n', ["line 3, column 1", "not JSON", "'hello'"]),
         ("a.jsonl", '{"text": "a"}\n["b"]\n', ["line 2", "expected an object", "'[\"b\"]'"]),
         ("a.jsonl", '{"text": "a"} {"text": "b"}\n', ["line 1, column 15", "not JSON"]),

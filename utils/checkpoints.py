@@ -21,15 +21,19 @@ def checkpoint_fault(folder):
     """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
         files = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
+        files = {name: (expected["size"], expected["sha256"]) for name, expected in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json is missing or damaged ({error})"
+    for name, expected in files.items():
+        try:
             with open(Path(folder, name), "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != expected["size"]:
-                    return f"{name} has {size:,} bytes instead of {expected['size']:,}"
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                    return f"{name} is not what was written (its SHA-256 differs)"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"a file is missing or damaged ({error})"
+                found = (os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            return f"{name} is missing or cannot be read ({error.strerror})"
+        if found[0] != expected[0]:
+            return f"{name} has {found[0]:,} bytes instead of {expected[0]:,}"
+        if found != expected:
+            return f"{name} is not what was written (its SHA-256 differs)"
     return None
 
 
@@ -65,7 +69,8 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
     write_manifest(aside)
     remove_folder(folder)  # a damaged one of this name stands in the way of the rename
     os.replace(aside, folder)
-    old = [path for path in list_checkpoints(output_dir) if path != folder and path.name != keep]
+    old = [path for path in list_checkpoints(output_dir)  # those without a manifest are not of this kind
+           if path != folder and path.name != keep and (path / "manifest.json").exists()]
     kept = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
-    for path in old[: len(old) - max(kept, 0)]:
+    for path in old[: max(0, len(old) - max(0, kept))]:
         remove_folder(path)

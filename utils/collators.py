@@ -56,11 +56,12 @@ def word_continuations(tokenizer):
     WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most
     tokens carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
     """
-    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]  # may have holes
+    size = max(tokenizer.get_vocab().values()) + 1  # more than there are tokens where ids are left out
+    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
     counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
     sign = max(counts, key=counts.get)
     starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign  # line feed, tab and carriage return part words too
-    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens]) & (counts[sign] > 0)
+    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
     continues[list(tokenizer.added_tokens_decoder)] = False  # [CLS] and its like, and words that a user added
     return continues
 

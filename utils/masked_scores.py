@@ -31,5 +31,5 @@ def masked_logits(model, batch):
     with hook:
         logits = model(**inputs).logits
     if logits.dim() == 3:
-        logits = logits.flatten(0, 1)[positions]
+        logits = logits[:, : batch["input_ids"].shape[1]].flatten(0, 1)[positions]
     return logits.float()  # a sum of thousands of bfloat16 terms loses its last digits

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import zlib
 
 import pyarrow as pa
@@ -39,7 +40,8 @@ def hash_files(paths):
     for path in paths:
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.lower().rpartition('.')[2]} {content}\n".encode())
+        ending = os.path.splitext(path.lower().removesuffix(".gz"))[1] + ".gz" * path.lower().endswith(".gz")
+        digest.update(f"{ending} {content}\n".encode())
     return digest.hexdigest()
 
 
@@ -70,27 +72,33 @@ def read_json(path):
 
     InputError names line and column of what is not JSON, or what stands there instead of an object.
     """
-    lines = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    rows = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    parsed = False
     if path.lower().removesuffix(".gz").endswith(".json"):
-        lines = list(lines)
+        rows = list(rows)
         try:
-            value = json.loads("\n".join(line for _, line in lines))
-            rows = value.get("data", [value]) if isinstance(value, dict) else value
-            lines = [(f"{path}, entry {n}", json.dumps(row)) for n, row in enumerate(rows, 1)]
-        except json.JSONDecodeError as error:
-            if not error.msg.startswith("Extra data"):  # otherwise it has one object a line, and is read as such
-                raise InputError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Was the "
-                                 "file cut off?") from None
-    for place, line in lines:
+            value = json.loads("\n".join(line for _, line in rows))
+            value = value.get("data", [value]) if isinstance(value, dict) else value
+            value = value if isinstance(value, list) else [value]
+            rows, parsed = [(f"{path}, entry {n}", row) for n, row in enumerate(value, 1)], True
+        except (ValueError, RecursionError) as error:
+            if not str(error).startswith("Extra data"):  # otherwise it has one object a line, and is read as such
+                line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
+                raise InputError(f"{path}, line {line}, column {column}: not JSON: {getattr(error, 'msg', error)}. "
+                                 "Was the file cut off?") from None
+    for place, row in rows:
+        if not (parsed or row.strip()):
+            continue
         try:
-            row = json.loads(line or "null")
-        except json.JSONDecodeError as error:
-            raise InputError(f"{place}, column {error.colno}: not JSON: {error.msg} in {line[:40]!r}. Expected one "
-                             "object a line.") from None
-        if row is not None and not isinstance(row, dict):
-            raise InputError(f"{place}: expected an object such as {{\"text\": …}}, found {line[:40]!r}")
-        if row is not None:
-            yield place, row
+            row = row if parsed else json.loads(row)
+        except (ValueError, RecursionError) as error:
+            column, fault = getattr(error, "colno", 1), getattr(error, "msg", error)
+            raise InputError(f"{place}, column {column}: not JSON: {fault} in {row[:40]!r}. Expected one object a "
+                             "line.") from None
+        if not isinstance(row, dict):
+            found = json.dumps(row, ensure_ascii=False)[:40]
+            raise InputError(f"{place}: expected an object such as {{\"text\": …}}, found {found!r}")
+        yield place, row
 
 
 def read_csv(path):
@@ -100,7 +108,9 @@ def read_csv(path):
     lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        header = next(rows, [])
+        header = next((row for row in rows if row), [])
+        if len(set(header)) < len(header):
+            raise InputError(f"{path}, line {rows.line_num}: a column stands there twice: {', '.join(header)}")
         for row in rows:
             place = f"{path}, line {rows.line_num}"
             if row and len(row) != len(header):
@@ -119,8 +129,8 @@ def read_parquet(path):
             batches = pa.parquet.ParquetFile(file).iter_batches()
             rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
             yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {str(error)[:100]}") from None
+    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
 
 
 def read_texts(path, column):
@@ -161,6 +171,9 @@ def read_texts(path, column):
                 fault = (f"expected text in column {column!r}, found {str(row[column])[:40]!r}" if column in row else
                          f"there is no column {column!r}; the columns are {', '.join(map(str, row))}")
                 raise InputError(f"{place}: {fault}. Name the column that holds the text with --text_column_name.")
+            if re.search("[\ud800-\udfff]", row[column] or ""):
+                raise InputError(f"{place}: column {column!r} holds half a character (a lone surrogate, such as a "
+                                 "cut-off emoji leaves). Expected Unicode text; take it out of the file.")
         filled = [(number, text) for number, (_, row) in batch if (text := (row[column] or "").strip())]
         yield [text for _, text in filled], [number for number, _ in filled]
 
@@ -175,6 +188,8 @@ def read_all_texts(paths, column):
             rows, last = rows + len(texts), documents[-1] if documents else last
         start += last + 1
     if not rows:
-        fault = "only white space" if sum(map(os.path.getsize, paths)) else "empty, 0 bytes"
+        is_table = paths[0].lower().removesuffix(".gz").endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet"))
+        fault = "no row with text" if is_table else "nothing but white space"
+        fault = fault if sum(map(os.path.getsize, paths)) else "empty, 0 bytes"
         raise InputError(f"{', '.join(paths[:3])}: there is no text in it ({fault}). "
                          "Expected UTF-8 text, a paragraph a line, or a table with a column of texts.")

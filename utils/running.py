@@ -1,7 +1,7 @@
 """What surrounds a training loop: settings from YAML, processes, signals, precision, threads."""
 
-import json
 import os
+import re
 import signal
 import sys
 import time
@@ -41,6 +41,8 @@ def read_config(path, flags):
             raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
         if isinstance(value, dict):
             value = ",".join(f"{name}={part}" for name, part in value.items())
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
         if value not in ("", "null", "~"):
             arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
     return arguments
@@ -137,7 +139,8 @@ def cut_log(path, step):
     kept = []
     for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
         # A kill can leave the last line half written, without its end.
-        if line.endswith("}\n") and json.loads(line)["step"] <= step:
+        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
+        if found and int(found[1]) <= step:
             kept.append(line)
     Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
     os.replace(f"{path}.tmp", path)
@@ -149,6 +152,7 @@ def run_main(main):
     Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
     """
     rank = int(os.environ.get("RANK", 0))
+    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
     try:
         main()
     except (InputError, KeyboardInterrupt) as error:

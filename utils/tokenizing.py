@@ -1,5 +1,7 @@
 """Text to token ids, many at a time and without Python lists in between."""
 
+import copy
+
 import numpy as np
 
 
@@ -55,21 +57,31 @@ class FlatTokenizer:
 
         if name == "transformers":
             return lambda texts: flatten(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-        backend = self.tokenizer.backend_tokenizer
+        backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
+        backend.no_truncation()  # settings that other uses of the tokenizer leave behind
+        backend.no_padding()
         if name == "nanotoken":
             import nanotoken
 
             fast = nanotoken.Tokenizer.from_json(backend.to_str())
-            rows = lambda texts: fast.encode_batch(texts, add_special_tokens=False)  # noqa: E731
-            return lambda texts: ((found := rows(texts)).ids.astype(np.int32), found.offsets)
+
+            def encode(texts):
+                rows = fast.encode_batch(texts, add_special_tokens=False)
+                return rows.ids.astype(np.int32), rows.offsets
+
+            return encode
         if name == "gigatoken":
             import awkward
             import gigatoken
 
             fast = gigatoken.Tokenizer.from_json(backend.to_str())
-            rows = lambda texts: fast.encode_batch(texts)  # noqa: E731
-            return lambda texts: (awkward.to_numpy(awkward.flatten(found := rows(texts))).astype(np.int32),
-                                  np.cumsum([0, *awkward.num(found)], dtype=np.int64))
+
+            def encode(texts):
+                rows = fast.encode_batch(texts)
+                return (awkward.to_numpy(awkward.flatten(rows)).astype(np.int32),
+                        np.cumsum([0, *awkward.num(rows)], dtype=np.int64))
+
+            return encode
         return lambda texts: flatten([row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)])
 
     def __getstate__(self):
