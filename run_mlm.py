@@ -999,7 +999,8 @@ def open_output(args, say):
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output_dir {output_dir}: cannot be made: {error.strerror}. Name another folder.") from None
+        raise InputError(f"--output_dir {output_dir}: cannot be made, or is a file: {error.strerror}. Name another "
+                         "folder.") from None
     if args.do_train and args.resume_from_checkpoint == "latest":
         for folder in reversed(list_checkpoints(output_dir)):
             fault = checkpoint_fault(folder)
@@ -1066,7 +1067,8 @@ def check_resume(args, data, processes, state, checkpoint):
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes.num_processes
     made_with |= {"kind of model": args.model_type, "global batch": batch}
     made_with |= {f"--{name}": getattr(args, name) for name in (
-        "seed", "learning_rate", "weight_decay", "masking", "mlm_probability", "mask_replace_prob", "random_replace_prob")}
+        "seed", "learning_rate", "weight_decay", "masking", "mlm_probability", "mask_replace_prob",
+        "random_replace_prob")}
     for name, value in made_with.items() if checkpoint else ():
         if state["made_with"].get(name) != value:
             before = state["made_with"].get(name)
