@@ -1180,6 +1180,16 @@ def show_results(results, before, after, note, output_dir, say):
             + (f", model and log in {output_dir}" if "step" in results else ""))
 
 
+def collator_settings(tokenizer, masking, mlm_probability, mask_replace_prob, random_replace_prob):
+    """Put together what a MaskingCollator needs, all but the seed."""
+    special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)
+    special[tokenizer.all_special_ids] = True
+    return {"pad_id": tokenizer.pad_token_id, "special": special, "mask_id": tokenizer.mask_token_id,
+            "vocab_size": len(tokenizer), "mask_prob": mlm_probability, "mask_replace_prob": mask_replace_prob,
+            "random_replace_prob": random_replace_prob,
+            "continues": word_continuations(tokenizer) if masking == "whole_word" else None}
+
+
 def main(argv=None):
     args = parse_args(argv)
     rank = int(os.environ.get("RANK", 0))
@@ -1213,12 +1223,8 @@ def main(argv=None):
     precision = accelerator.mixed_precision.replace("no", "float32")
     say(f"Running on  {accelerator.device.type}, {processes.num_processes} process(es) of {threads} CPU threads, "
         f"{precision}")
-    special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)
-    special[tokenizer.all_special_ids] = True
-    masks = {"pad_id": tokenizer.pad_token_id, "special": special, "mask_id": tokenizer.mask_token_id,
-             "vocab_size": len(tokenizer), "mask_prob": args.mlm_probability,
-             "mask_replace_prob": args.mask_replace_prob, "random_replace_prob": args.random_replace_prob,
-             "continues": word_continuations(tokenizer) if args.masking == "whole_word" else None}
+    masks = collator_settings(tokenizer, args.masking, args.mlm_probability, args.mask_replace_prob,
+                              args.random_replace_prob)
     score = {split: partial(evaluate, examples=data[split][0], collator=MaskingCollator(seed=0, **masks),
                             processes=processes, batch_size=args.per_device_eval_batch_size, device=accelerator.device)
              for split in data if split != "train"}
