@@ -184,7 +184,7 @@ def add_output_flags(parser):
     add("--eval_steps", type=float, help="updates, or below 1 a share of all (default: as --logging_steps)")
     add("--save_strategy", choices=["no", "steps", "epoch"], default="epoch", help="when to save")
     add("--save_steps", type=float, default=500, help="updates, or below 1 a share of all")
-    add("--logging_steps", type=float, default=10, help="the same, between two lines in log.jsonl")
+    add("--logging_steps", type=float, default=10, help="updates between two lines of the log, or below 1 a share")
     add("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
     add_switch(group, "--load_best_model_at_end", "keep the model with the lowest eval_loss")
     add("--resume_from_checkpoint", nargs="?", const="latest", metavar="latest|PATH",
@@ -472,8 +472,8 @@ def describe_data(data, max_seq_length, line_by_line, say):
     """Say what the data are, and what looks wrong with them."""
     for split, (examples, counts, name) in data.items():
         kind = "lines of up to" if line_by_line else "blocks of"
-        say(f"{split.capitalize():<11} {len(examples):,} {kind} {max_seq_length} tokens, from {name} "
-            f"({counts['tokens']:,} tokens)")
+        say(f"{split.capitalize():<11} {len(examples):,} {kind} {max_seq_length} tokens, out of {counts['tokens']:,} "
+            f"in {name}")
     counts = next(iter(data.values()))[1]
     pieces = counts["text_tokens"] / counts["words"]
     repeated, shortened = counts["repeated"] / counts["paragraphs"], counts["shortened"] / counts["paragraphs"]
@@ -648,7 +648,8 @@ def load_pretrained(load, flag, name, **settings):
     try:
         return load(name, **settings)
     except Exception as error:  # a wrong name, no network, a damaged file, sizes that do not fit: the user's to mend
-        advice = ("Expected a folder of config.json, tokenizer.json and model.safetensors." if os.path.isdir(name) else
+        advice = ("Expected a folder of config.json, tokenizer.json and model.safetensors; check the path."
+                  if os.path.isdir(name) or name.startswith((".", "/", "~")) else
                   "It is no folder, so it was looked up on the Hub: check the spelling. Without network, load it where "
                   f"there is one (hf download {name} --local-dir DIR) and give that folder.")
         raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
@@ -918,6 +919,8 @@ class TrainingRun:
             self.log({"loss": nats / max(tokens, 1), "learning_rate": self.scheduler.get_last_lr()[0],
                       "grad_norm": norm.item()})
             self.bar.set_postfix(loss=f"{nats / max(tokens, 1):.3f}")
+            if self.bar.disable and self.processes.rank == 0:  # no terminal to show a bar on
+                print(f"Update {update:>6}  loss {nats / max(tokens, 1):.6g}", flush=True)
         if self.score and (self.is_due(self.args.eval_strategy, self.args.eval_steps) or last):
             self.evaluate()
         if self.is_due(self.args.save_strategy, self.args.save_steps) or (stop and not last):
@@ -955,8 +958,9 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
         scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None] * len(optimizer.param_groups)})
         if accelerator.scaler and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
-    say(f"Updates     {max_steps:,} of {sampler.global_batch} examples ({processes.num_processes} x "
-        f"{sampler.batch_size}, {sampler.accumulation_steps} accumulated), {sampler.updates_per_epoch:,} an epoch"
+    say(f"Updates     {max_steps:,}, {sampler.updates_per_epoch:,} an epoch, with {sampler.global_batch} examples "
+        f"each (processes {processes.num_processes} x batch {sampler.batch_size} x accumulation "
+        f"{sampler.accumulation_steps})"
         + (f"; going on from {checkpoint}" if checkpoint else ""))
     scores = score(network) if score and not checkpoint else None
     begin_run(args, accelerator, state)
@@ -1146,13 +1150,18 @@ def finish(args, model, tokenizer, data, results, note):
         aside = output_dir / "tmp-model"  # moved file by file, so that a kill leaves no half of one
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        umask = os.umask(0)
+        os.umask(umask)
         for path in aside.iterdir():
+            path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
             os.replace(path, output_dir / path.name)
         aside.rmdir()
         write_model_card(args, data, results, note)
     path = output_dir / "all_results.json"
     same_model = args.resume_from_checkpoint or Path(args.model).resolve() == output_dir.resolve()
     older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
+    if not args.do_train:  # what was scored before the training may have been other data than these
+        older = {name: value for name, value in older.items() if not name.startswith("initial_")}
     write_json(path, older | results)
     if args.push_to_hub:
         try:
@@ -1166,9 +1175,10 @@ def finish(args, model, tokenizer, data, results, note):
 
 def show_results(results, before, after, note, output_dir, say):
     """Print the scores and the fills, before the training and after it."""
-    for name, *values in ([("", "before", "after"), *score_rows(results)] if results else ()):
-        say(f"{name:<20}{values[0]:>16}{values[1]:>16}")
-    if before or "initial_eval_loss" in results:
+    trained = "initial_eval_loss" in results
+    for name, *values in ([("", "before", "after")] * trained + score_rows(results) if results else ()):
+        say(f"{name:<20}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
+    if before or trained:
         say(f"Before: {note}")
     for text in after:
         say(f"\n{text}")
@@ -1208,7 +1218,10 @@ def main(argv=None):
             raise InputError(f"--text {text[:60]!r}: there is no mask in it; write {tokenizer.mask_token} for a word")
     describe = partial(describe_data, max_seq_length=args.max_seq_length, line_by_line=args.line_by_line, say=say)
     if args.prepare_only:
-        return describe(prepare_data(args, tokenizer)) if rank == 0 else None
+        if rank == 0:
+            describe(prepare_data(args, tokenizer))
+            say(f"Prepared    a run with the same data and settings finds them in {datasets.config.HF_DATASETS_CACHE}")
+        return
     checkpoint, state = open_output(args, say) if todo else (None, {"step": 0, "fills": {}, "run_id": ""})
     accelerator, processes, threads = start_processes(args, config.model_type)
     data = {}
@@ -1218,11 +1231,12 @@ def main(argv=None):
     set_seed(args.seed)
     model, note = load_mlm_model(str(checkpoint or args.model), None if checkpoint else config,
                                  args.from_scratch and not checkpoint, len(tokenizer), **hub)
-    note = state.setdefault("note", note)
     say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
+    note = state.setdefault("note", note)  # of the model that the run began with
     precision = accelerator.mixed_precision.replace("no", "float32")
-    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process(es) of {threads} CPU threads, "
-        f"{precision}")
+    plural = "es" if processes.num_processes > 1 else ""
+    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process{plural}, {threads} CPU threads "
+        f"each, {precision}")
     masks = collator_settings(tokenizer, args.masking, args.mlm_probability, args.mask_replace_prob,
                               args.random_replace_prob)
     score = {split: partial(evaluate, examples=data[split][0], collator=MaskingCollator(seed=0, **masks),
