@@ -162,4 +162,7 @@ def run_main(main):
         if isinstance(error, InputError):
             status, message = 2, f"error: {error}"
         print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
+        if torch.distributed.is_initialized():  # to take it down while others wait in it can abort, and lose the status
+            sys.stdout.flush()
+            os._exit(status)
         sys.exit(status)
