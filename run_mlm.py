@@ -19,6 +19,7 @@ Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805
 import argparse
 import copy
 import csv
+import ctypes
 import difflib
 import glob
 import gzip
@@ -291,7 +292,8 @@ def read_dataset(rows, column, name):
                                  "Name the column that holds the text with --text_column_name.")
         filled = [(number, text.strip()) for number, text in texts if text and text.strip()]
         found |= bool(filled)
-        yield [text for _, text in filled], [number for number, _ in filled]
+        yield (pa.array([text for _, text in filled], pa.large_string()),
+               np.array([number for number, _ in filled], dtype=np.int64))
     if not found:
         raise InputError(f"{name}: there is no text in column {column!r}. Name another with --text_column_name.")
 
@@ -303,10 +305,11 @@ def write_texts(batches, path):
     with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
             writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
-            counts["paragraphs"] += len(texts)
-            counts["words"] += sum(text.count(" ") + 1 for text in texts)
-            counts["characters"] += sum(map(len, texts))
-            hashes.append(np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts)))
+            strings = texts.to_pylist()
+            counts["paragraphs"] += len(strings)
+            counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
+            counts["characters"] += sum(map(len, strings))
+            hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
     os.replace(aside, path)  # at once, as another run may be preparing the same text
     return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
 
@@ -468,8 +471,9 @@ def prepare_data(args, tokenizer):
     return data
 
 
-def describe_data(data, max_seq_length, line_by_line, say):
-    """Say what the data are, and what looks wrong with them."""
+def describe_data(data, begun, max_seq_length, line_by_line, say):
+    """Say what the data are, how long it took to prepare them since `begun`, and what looks wrong with them."""
+    say(f"Prepared    in {time.perf_counter() - begun:.2f} s")
     for split, (examples, counts, name) in data.items():
         kind = "lines of up to" if line_by_line else "blocks of"
         say(f"{split.capitalize():<11} {len(examples):,} {kind} {max_seq_length} tokens, out of {counts['tokens']:,} "
@@ -1051,6 +1055,8 @@ def start_processes(args, model_type):
     if precision == "fp16" and on_cpu:
         raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
     threads = set_cpu_threads(args.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if on_cpu:
+        keep_freed_memory()
     # These leave some of their weights unused; to look for such takes time, so it is not done for the others.
     unused = model_type in ("big_bird", "esm", "fnet", "layoutlm", "longformer")
     accelerator = Accelerator(
@@ -1219,15 +1225,17 @@ def main(argv=None):
     describe = partial(describe_data, max_seq_length=args.max_seq_length, line_by_line=args.line_by_line, say=say)
     if args.prepare_only:
         if rank == 0:
-            describe(prepare_data(args, tokenizer))
-            say(f"Prepared    a run with the same data and settings finds them in {datasets.config.HF_DATASETS_CACHE}")
+            begun = time.perf_counter()
+            describe(prepare_data(args, tokenizer), begun)
+            say(f"Cache       a run with the same data and settings finds them in {datasets.config.HF_DATASETS_CACHE}")
         return
     checkpoint, state = open_output(args, say) if todo else (None, {"step": 0, "fills": {}, "run_id": ""})
     accelerator, processes, threads = start_processes(args, config.model_type)
     data = {}
     if todo:
+        begun = time.perf_counter()
         data = processes.main_first(partial(prepare_data, args, tokenizer))
-        describe(data)
+        describe(data, begun)
     set_seed(args.seed)
     model, note = load_mlm_model(str(checkpoint or args.model), None if checkpoint else config,
                                  args.from_scratch and not checkpoint, len(tokenizer), **hub)
@@ -1320,27 +1328,32 @@ def hash_files(paths):
     return digest.hexdigest()
 
 
-# Copied from utils.reading.read_lines
-def read_lines(path):
-    """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines).
+# Copied from utils.reading.read_chunks
+def read_chunks(path):
+    """Read a UTF-8 file, also .gz, in pieces of whole lines: yields (number of the first line, from 1, and the bytes).
 
-    Line ends, CRLF too, and a byte order mark are taken off. InputError names the line and the byte that is not UTF-8.
+    A byte order mark is taken off. InputError names the line and the byte that is not UTF-8.
     """
     number = 1
     try:
         with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
-            while raw := b"".join(file.readlines(1 << 24)):
-                lines = raw.removesuffix(b"\n").decode("utf-8").split("\n")
-                if number == 1:
-                    lines[0] = lines[0].removeprefix("\ufeff")
-                yield number, [line.removesuffix("\r") for line in lines]
-                number += len(lines)
+            while raw := file.read(1 << 22) + file.readline():
+                raw.decode("utf-8")  # only to check it
+                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                number += raw.count(b"\n")
     except UnicodeDecodeError as error:
         line, byte = number + raw.count(b"\n", 0, error.start), error.start - raw.rfind(b"\n", 0, error.start)
         raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
                          f"Convert it to UTF-8, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
+
+
+# Copied from utils.reading.read_lines
+def read_lines(path):
+    """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines without end)."""
+    for number, raw in read_chunks(path):
+        yield number, [line.removesuffix("\r") for line in raw.removesuffix(b"\n").decode("utf-8").split("\n")]
 
 
 # Copied from utils.reading.read_json
@@ -1412,19 +1425,52 @@ def read_parquet(path):
         raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
 
 
+# Copied from utils.reading.read_paragraphs
+def read_paragraphs(path):
+    """Read plain text, a paragraph a line, as read_texts does: yields (texts, documents).
+
+    A blank line ends a document; a file without blank lines between its lines has one document a line.
+    """
+    def read_trimmed():  # without a Python object for each line, which would take most of the time
+        for _, raw in read_chunks(path):
+            raw = raw.removesuffix(b"\n")
+            starts = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1
+            offsets = pa.py_buffer(np.concatenate([[0], starts, [len(raw)]]))
+            lines = pa.LargeStringArray.from_buffers(len(starts) + 1, offsets, pa.py_buffer(raw))
+            lines = pa.compute.utf8_trim_whitespace(lines)  # (lines,); line ends, too
+            yield lines, pa.compute.binary_length(lines).to_numpy() > 0
+
+    separated, lines, first, filled = False, 0, None, 0
+    for _, has_text in read_trimmed():
+        places = lines + np.flatnonzero(has_text)
+        if len(places):
+            first = places[0] if first is None else first
+            filled += len(places)
+            separated = places[-1] - first >= filled  # a blank line stands between two others
+        if separated:
+            break
+        lines += len(has_text)
+    number = 0
+    for texts, has_text in read_trimmed():
+        ends = ~has_text if separated else np.ones_like(has_text)  # where the next line is another document
+        documents = number + np.cumsum(ends) - ends
+        number += ends.sum()
+        yield texts.filter(pa.array(has_text)), documents[has_text]
+
+
 # Copied from utils.reading.read_texts
 def read_texts(path, column):
     """Read the texts of a file, without the empty ones: paragraphs, or the rows of a table.
 
-    In plain text, which any ending but those of tables is, a blank line ends a document; a file without blank lines
-    between its lines has one document a line. In .jsonl, .json, .csv, .tsv and .parquet each row is a document.
+    Plain text, which any ending but those of tables is, is read by read_paragraphs. In .jsonl, .json, .csv, .tsv and
+    .parquet each row is a document.
 
     Args:
         path: the file; all kinds also as .gz.
         column: which column or key of a table holds the text.
 
     Yields:
-        (texts, documents): lists of strings, and of the number of the document of each, from 0.
+        (texts, documents): an Arrow array of large_string, and the number of the document of each, from 0 (int64).
 
     Raises:
         InputError: it cannot be read, or a row has no such column, or something else than text in it.
@@ -1432,17 +1478,7 @@ def read_texts(path, column):
     readers = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
     reader = readers.get(os.path.splitext(path.lower().removesuffix(".gz"))[1])
     if reader is None:
-        runs = itertools.groupby(bool(line.strip()) for _, lines in read_lines(path) for line in lines)
-        separated = sum(is_text for is_text, _ in itertools.islice(runs, 4)) == 2  # text, blank lines, text
-        number = 0
-        for _, lines in read_lines(path):
-            texts, documents = [], []
-            for line in map(str.strip, lines):
-                if line:
-                    texts.append(line)
-                    documents.append(number)
-                number += not (separated and line)
-            yield texts, documents
+        yield from read_paragraphs(path)
         return
     rows = enumerate(reader(path))
     while batch := list(itertools.islice(rows, 10_000)):
@@ -1455,7 +1491,8 @@ def read_texts(path, column):
                 raise InputError(f"{place}: column {column!r} holds half a character (a lone surrogate, such as a "
                                  "cut-off emoji leaves). Expected Unicode text; take it out of the file.")
         filled = [(number, text) for number, (_, row) in batch if (text := (row[column] or "").strip())]
-        yield [text for _, text in filled], [number for number, _ in filled]
+        yield (pa.array([text for _, text in filled], pa.large_string()),
+               np.array([number for number, _ in filled], dtype=np.int64))
 
 
 # Copied from utils.reading.read_all_texts
@@ -1465,8 +1502,8 @@ def read_all_texts(paths, column):
     for path in paths:
         last = -1
         for texts, documents in read_texts(path, column):
-            yield texts, [start + number for number in documents]
-            rows, last = rows + len(texts), documents[-1] if documents else last
+            yield texts, documents + start
+            rows, last = rows + len(texts), documents[-1] if len(documents) else last
         start += last + 1
     if not rows:
         is_table = paths[0].lower().removesuffix(".gz").endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet"))
@@ -1511,14 +1548,15 @@ class FlatTokenizer:
         expected = self.encoder("transformers")(texts)
         for self.name in ("nanotoken", "gigatoken", "tokenizers"):
             try:
-                if all(map(np.array_equal, self.encoder(self.name)(texts), expected)):
+                self.encode = self.encoder(self.name)
+                if all(map(np.array_equal, self.encode(texts), expected)):
                     return
                 log(f"{self.name} is not used: its ids differ from those of the model's own tokenizer")
             except ImportError:
                 pass  # optional
             except Exception as error:  # whatever a young library stumbles over: the next one is tried
                 log(f"{self.name} is not used: {type(error).__name__}: {str(error)[:100]}")
-        self.name = "transformers"
+        self.name, self.encode = "transformers", self.encoder("transformers")
 
     def encoder(self, name):
         """Make the function that turns a list of texts into int32 ids (tokens,) and int64 offsets (texts + 1,)."""
@@ -1699,6 +1737,20 @@ def set_cpu_threads(wanted, local_processes):
     cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
     torch.set_num_threads(wanted or max(1, cores // local_processes))
     return torch.get_num_threads()
+
+
+# Copied from utils.running.keep_freed_memory
+def keep_freed_memory():
+    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
+
+    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
+    except (OSError, AttributeError, TypeError):
+        pass
 
 
 # Copied from utils.running.Processes

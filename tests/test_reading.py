@@ -41,7 +41,7 @@ def documents_of(batches):
     grouped, last = {}, -1
     for texts, documents in batches:
         assert len(texts) == len(documents)
-        for text, document in zip(texts, documents, strict=True):
+        for text, document in zip(texts.to_pylist(), documents, strict=True):
             assert document >= last
             last = document
             grouped.setdefault(document, []).append(text)

@@ -10,7 +10,9 @@ import os
 import re
 import zlib
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet
 
 
@@ -45,26 +47,30 @@ def hash_files(paths):
     return digest.hexdigest()
 
 
-def read_lines(path):
-    """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines).
+def read_chunks(path):
+    """Read a UTF-8 file, also .gz, in pieces of whole lines: yields (number of the first line, from 1, and the bytes).
 
-    Line ends, CRLF too, and a byte order mark are taken off. InputError names the line and the byte that is not UTF-8.
+    A byte order mark is taken off. InputError names the line and the byte that is not UTF-8.
     """
     number = 1
     try:
         with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
-            while raw := b"".join(file.readlines(1 << 24)):
-                lines = raw.removesuffix(b"\n").decode("utf-8").split("\n")
-                if number == 1:
-                    lines[0] = lines[0].removeprefix("\ufeff")
-                yield number, [line.removesuffix("\r") for line in lines]
-                number += len(lines)
+            while raw := file.read(1 << 22) + file.readline():
+                raw.decode("utf-8")  # only to check it
+                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                number += raw.count(b"\n")
     except UnicodeDecodeError as error:
         line, byte = number + raw.count(b"\n", 0, error.start), error.start - raw.rfind(b"\n", 0, error.start)
         raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
                          f"Convert it to UTF-8, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
+
+
+def read_lines(path):
+    """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines without end)."""
+    for number, raw in read_chunks(path):
+        yield number, [line.removesuffix("\r") for line in raw.removesuffix(b"\n").decode("utf-8").split("\n")]
 
 
 def read_json(path):
@@ -133,18 +139,50 @@ def read_parquet(path):
         raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
 
 
+def read_paragraphs(path):
+    """Read plain text, a paragraph a line, as read_texts does: yields (texts, documents).
+
+    A blank line ends a document; a file without blank lines between its lines has one document a line.
+    """
+    def read_trimmed():  # without a Python object for each line, which would take most of the time
+        for _, raw in read_chunks(path):
+            raw = raw.removesuffix(b"\n")
+            starts = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1
+            offsets = pa.py_buffer(np.concatenate([[0], starts, [len(raw)]]))
+            lines = pa.LargeStringArray.from_buffers(len(starts) + 1, offsets, pa.py_buffer(raw))
+            lines = pa.compute.utf8_trim_whitespace(lines)  # (lines,); line ends, too
+            yield lines, pa.compute.binary_length(lines).to_numpy() > 0
+
+    separated, lines, first, filled = False, 0, None, 0
+    for _, has_text in read_trimmed():
+        places = lines + np.flatnonzero(has_text)
+        if len(places):
+            first = places[0] if first is None else first
+            filled += len(places)
+            separated = places[-1] - first >= filled  # a blank line stands between two others
+        if separated:
+            break
+        lines += len(has_text)
+    number = 0
+    for texts, has_text in read_trimmed():
+        ends = ~has_text if separated else np.ones_like(has_text)  # where the next line is another document
+        documents = number + np.cumsum(ends) - ends
+        number += ends.sum()
+        yield texts.filter(pa.array(has_text)), documents[has_text]
+
+
 def read_texts(path, column):
     """Read the texts of a file, without the empty ones: paragraphs, or the rows of a table.
 
-    In plain text, which any ending but those of tables is, a blank line ends a document; a file without blank lines
-    between its lines has one document a line. In .jsonl, .json, .csv, .tsv and .parquet each row is a document.
+    Plain text, which any ending but those of tables is, is read by read_paragraphs. In .jsonl, .json, .csv, .tsv and
+    .parquet each row is a document.
 
     Args:
         path: the file; all kinds also as .gz.
         column: which column or key of a table holds the text.
 
     Yields:
-        (texts, documents): lists of strings, and of the number of the document of each, from 0.
+        (texts, documents): an Arrow array of large_string, and the number of the document of each, from 0 (int64).
 
     Raises:
         InputError: it cannot be read, or a row has no such column, or something else than text in it.
@@ -152,17 +190,7 @@ def read_texts(path, column):
     readers = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
     reader = readers.get(os.path.splitext(path.lower().removesuffix(".gz"))[1])
     if reader is None:
-        runs = itertools.groupby(bool(line.strip()) for _, lines in read_lines(path) for line in lines)
-        separated = sum(is_text for is_text, _ in itertools.islice(runs, 4)) == 2  # text, blank lines, text
-        number = 0
-        for _, lines in read_lines(path):
-            texts, documents = [], []
-            for line in map(str.strip, lines):
-                if line:
-                    texts.append(line)
-                    documents.append(number)
-                number += not (separated and line)
-            yield texts, documents
+        yield from read_paragraphs(path)
         return
     rows = enumerate(reader(path))
     while batch := list(itertools.islice(rows, 10_000)):
@@ -175,7 +203,8 @@ def read_texts(path, column):
                 raise InputError(f"{place}: column {column!r} holds half a character (a lone surrogate, such as a "
                                  "cut-off emoji leaves). Expected Unicode text; take it out of the file.")
         filled = [(number, text) for number, (_, row) in batch if (text := (row[column] or "").strip())]
-        yield [text for _, text in filled], [number for number, _ in filled]
+        yield (pa.array([text for _, text in filled], pa.large_string()),
+               np.array([number for number, _ in filled], dtype=np.int64))
 
 
 def read_all_texts(paths, column):
@@ -184,8 +213,8 @@ def read_all_texts(paths, column):
     for path in paths:
         last = -1
         for texts, documents in read_texts(path, column):
-            yield texts, [start + number for number in documents]
-            rows, last = rows + len(texts), documents[-1] if documents else last
+            yield texts, documents + start
+            rows, last = rows + len(texts), documents[-1] if len(documents) else last
         start += last + 1
     if not rows:
         is_table = paths[0].lower().removesuffix(".gz").endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet"))

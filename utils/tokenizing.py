@@ -39,14 +39,15 @@ class FlatTokenizer:
         expected = self.encoder("transformers")(texts)
         for self.name in ("nanotoken", "gigatoken", "tokenizers"):
             try:
-                if all(map(np.array_equal, self.encoder(self.name)(texts), expected)):
+                self.encode = self.encoder(self.name)
+                if all(map(np.array_equal, self.encode(texts), expected)):
                     return
                 log(f"{self.name} is not used: its ids differ from those of the model's own tokenizer")
             except ImportError:
                 pass  # optional
             except Exception as error:  # whatever a young library stumbles over: the next one is tried
                 log(f"{self.name} is not used: {type(error).__name__}: {str(error)[:100]}")
-        self.name = "transformers"
+        self.name, self.encode = "transformers", self.encoder("transformers")
 
     def encoder(self, name):
         """Make the function that turns a list of texts into int32 ids (tokens,) and int64 offsets (texts + 1,)."""
