@@ -69,45 +69,13 @@ DEFAULT_DATASET = "stanfordnlp/imdb"  # taken where no data are named, so that a
 # ---------------------------------------------------------------- arguments
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message):  # argparse would print its usage, once for each process
-        raise InputError(f"{message}; see --help")
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):  # says what the default is, where there is one
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-def true_or_false(text):
-    """Read the value of a switch, in the words that transformers takes."""
-    words = {"true": True, "t": True, "yes": True, "y": True, "1": True,
-             "false": False, "f": False, "no": False, "n": False, "0": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
-    return words[text.lower()]
-
-
-def add_switch(group, name, help):
-    """Add a flag that is on or off, as transformers writes them: --flag, --flag true or --flag false."""
-    group.add_argument(name, nargs="?", const=True, default=False, metavar="BOOL", type=true_or_false, help=help)
-
-
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False, formatter_class=HelpFormatter)
     parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed beside it win")
     add_model_and_data_flags(parser)
     add_training_flags(parser)
     add_output_flags(parser)
-    argv = sys.argv[1:] if argv is None else list(argv)
-    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
-    only_config.add_argument("--config")
-    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
-    config = only_config.parse_known_args(argv)[0].config
-    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
-        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
+    args = parse_with_config(parser, argv)
     check_args(args, parser)
     return args
 
@@ -242,91 +210,6 @@ def check_args(args, parser):
 # ---------------------------------------------------------------- data
 
 
-def find_sources(files, dataset_name, dataset_config_name, column, splits):
-    """Find the text of each split: dict of split to (fingerprint of its content, function that yields batches, name).
-
-    Args:
-        files: dict of split to paths and globs, or None.
-        dataset_name, dataset_config_name: a data set of the Hub, or a folder, instead of files.
-        column: the column that holds the text.
-        splits: the splits that are wanted.
-
-    Raises:
-        InputError: a file, the data set or its column is not there.
-    """
-    sources = {}
-    for split in splits if not dataset_name else ():
-        if files[split]:
-            paths = find_files(files[split], f"--{split}_file")
-            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
-            sources[split] = (f"{hash_files(paths)} {column}", partial(read_all_texts, paths, column), name)
-    if not dataset_name:
-        return sources
-    try:
-        loaded = datasets.load_dataset(dataset_name, dataset_config_name)
-    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
-                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
-                         "folder that holds the data set, or bring along a cache from where there is network: "
-                         f"{datasets.config.HF_DATASETS_CACHE}") from None
-    for split in splits:
-        if split in loaded:
-            if column not in loaded[split].column_names:
-                raise InputError(f"--dataset_name {dataset_name}: there is no column {column!r}; the columns are "
-                                 f"{', '.join(loaded[split].column_names)}. Name one with --text_column_name.")
-            name = f"{dataset_name} ({split})"
-            sources[split] = (f"{loaded[split]._fingerprint} {column}",
-                              partial(read_dataset, loaded[split], column, f"--dataset_name {name}"), name)
-    return sources
-
-
-def read_dataset(rows, column, name):
-    """Read the texts of a Dataset as read_all_texts reads those of files: yields (texts, row numbers)."""
-    found = False
-    for start in range(0, len(rows), 10_000):
-        texts = list(enumerate(rows[start : start + 10_000][column], start))
-        for number, text in texts:
-            if not isinstance(text, str | None):
-                raise InputError(f"{name}, row {number}: expected text in column {column!r}, found {str(text)[:40]!r}. "
-                                 "Name the column that holds the text with --text_column_name.")
-        filled = [(number, text.strip()) for number, text in texts if text and text.strip()]
-        found |= bool(filled)
-        yield (pa.array([text for _, text in filled], pa.large_string()),
-               np.array([number for number, _ in filled], dtype=np.int64))
-    if not found:
-        raise InputError(f"{name}: there is no text in column {column!r}. Name another with --text_column_name.")
-
-
-def write_texts(batches, path):
-    """Write batches of (texts, documents) to an Arrow file. Returns counts: paragraphs, repeated, words, characters."""
-    schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
-    counts, hashes, aside = {"paragraphs": 0, "words": 0, "characters": 0}, [], f"{path}.{os.urandom(4).hex()}.tmp"
-    with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
-            writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
-            strings = texts.to_pylist()
-            counts["paragraphs"] += len(strings)
-            counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
-            counts["characters"] += sum(map(len, strings))
-            hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
-    os.replace(aside, path)  # at once, as another run may be preparing the same text
-    return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
-
-
-def write_json(path, value):
-    """Write a JSON file so that a reader, or a kill, never meets half of it."""
-    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
-    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def tokenize_batch(table, tokenizer):
-    """Tokenize the column `text` of an Arrow table: lists of int32 over one flat array, in the column `ids`."""
-    ids, offsets = tokenizer(table["text"].to_pylist())
-    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids), "document": table["document"]})
-
-
 class ExampleCutter:
     """Cut tokenized paragraphs into examples: blocks of running text, or lines.
 
@@ -391,44 +274,24 @@ def prepare_split(source, part, tokenizer, *, max_seq_length, line_by_line, num_
         (examples, counts): a Dataset of `id` and `input_ids` (int32 lists, special tokens included), and a dict of
         counts, whose `key` tells apart what was prepared from other content or with other settings.
     """
-    fingerprint, batches, _ = source
-    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else f"{tokenizer!r} {tokenizer.get_vocab()}"
-    text_key = hashlib.sha256(f"1 {fingerprint} {vocabulary}".encode()).hexdigest()[:32]
+    tokens, counts = tokenize_source(source, tokenizer, num_proc=num_proc, overwrite=overwrite_text)
     edges, unknown_id = edge_ids(tokenizer), tokenizer.unk_token_id
-    settings = f"{text_key} {max_seq_length} {line_by_line} {part} {edges} {unknown_id}"
+    settings = f"{counts['key']} {max_seq_length} {line_by_line} {part} {edges} {unknown_id}"
     key = hashlib.sha256(settings.encode()).hexdigest()[:32]
-    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
-    cache.mkdir(parents=True, exist_ok=True)
-    prepared, facts = cache / f"examples-{key}.arrow", cache / f"examples-{key}.json"
-    text = cache / f"text-{text_key}.arrow"
+    prepared = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts", f"examples-{key}.arrow")
+    facts = prepared.with_suffix(".json")
     if overwrite or not (prepared.exists() and facts.exists()):
-        text_facts = text.with_suffix(".json")
-        if overwrite_text or not (text.exists() and text_facts.exists()):
-            write_json(text_facts, write_texts(batches(), text))
-        counts = json.loads(text_facts.read_text(encoding="utf-8"))
-        texts = datasets.Dataset.from_file(str(text)).with_format("arrow")
-        flat_tokenizer = FlatTokenizer(tokenizer, texts[:100]["text"].to_pylist(), tqdm.write)
-        at_once = max(1, int(2e6 * counts["paragraphs"] / counts["characters"]))  # paragraphs in about 2 MB
-        tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once, fn_kwargs={"tokenizer": flat_tokenizer},
-                           remove_columns=["text"], num_proc=num_proc, desc=f"Tokenizing ({flat_tokenizer.name})",
-                           load_from_cache_file=not overwrite_text, new_fingerprint=text_key,
-                           cache_file_name=str(cache / f"tokens-{text_key}.arrow"))
         drawn = np.zeros(len(tokens), dtype=bool)
         share = min(max(1, round(len(tokens) * part[1] / 100)), len(tokens) - 1)
         drawn[np.random.default_rng(0).permutation(len(tokens))[:share]] = True
         rows = {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[part[0]]
         cutter = ExampleCutter(max_seq_length - 2, edges, unknown_id, line_by_line, rows)
+        at_once = max(1, int(2e6 * counts["paragraphs"] / counts["characters"]))  # paragraphs in about 2 MB
         tokens.map(cutter, batched=True, batch_size=at_once, with_indices=True, remove_columns=["ids", "document"],
                    load_from_cache_file=False, new_fingerprint=key, cache_file_name=str(prepared), desc="Cutting")
         lengths = pa.compute.list_value_length(tokens.data["ids"])
         write_json(facts, counts | cutter.counts | {"key": key, "text_tokens": pa.compute.sum(lengths).as_py()})
     return datasets.Dataset.from_file(str(prepared)).with_format("numpy"), json.loads(facts.read_text(encoding="utf-8"))
-
-
-def edge_ids(tokenizer):
-    """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
-    return [tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
-            tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
 
 
 def prepare_data(args, tokenizer):
@@ -615,7 +478,7 @@ class GlobalBatchSampler(Sampler):
     before each pass, and `first_update` where a resume goes on within it: nothing before it is read.
 
     Args:
-        n: number of examples.
+        n: number of examples, or a function that gives it for each epoch, from 0.
         batch_size: examples per process and pass. accumulation_steps: passes per update.
         num_processes, rank: how many processes train together, and which this is.
         seed: seed of the run, at least 0.
@@ -625,72 +488,49 @@ class GlobalBatchSampler(Sampler):
         self.n, self.batch_size, self.accumulation_steps = n, batch_size, accumulation_steps
         self.num_processes, self.rank, self.seed, self.epoch, self.first_update = num_processes, rank, seed, 0, 0
         self.global_batch = batch_size * accumulation_steps * num_processes
-        self.updates_per_epoch = -(-n // self.global_batch)
 
     def __iter__(self):
         # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0 in epoch 1.
-        order, size = np.random.default_rng((self.seed, self.epoch)).permutation(self.n), self.global_batch
-        for start in range(self.first_update * size, self.n - size + 1, size):
+        n, size = self.examples_in(self.epoch), self.global_batch
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(n)
+        for start in range(self.first_update * size, n - size + 1, size):
             for i in range(self.accumulation_steps):
                 at = start + (i * self.num_processes + self.rank) * self.batch_size
                 yield order[at : at + self.batch_size].tolist()
-        if self.n % size and self.first_update <= self.n // size:  # the rest, split evenly; a piece may be empty
-            pieces = np.array_split(order[self.n - self.n % size :], self.accumulation_steps * self.num_processes)
+        if n % size and self.first_update <= n // size:  # the rest, split evenly; a piece may be empty
+            pieces = np.array_split(order[n - n % size :], self.accumulation_steps * self.num_processes)
             yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
+
+    def examples_in(self, epoch):
+        return self.n(epoch) if callable(self.n) else self.n
+
+    def updates_in(self, epoch):
+        return -(-self.examples_in(epoch) // self.global_batch)
+
+    def updates_until(self, epochs):
+        """Count the updates of so many epochs, which may be a fraction."""
+        whole = int(epochs)
+        return math.ceil(sum(map(self.updates_in, range(whole))) + (epochs - whole) * self.updates_in(whole))
+
+    def place(self, update):
+        """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
+        epoch = 0
+        while update and update >= (updates := self.updates_in(epoch)):
+            epoch, update = epoch + 1, update - updates
+        return epoch, update
+
+    def epochs_until(self, update):
+        """Count the epochs that the updates up to this one make, as a fraction."""
+        epoch, done = self.place(update)
+        return epoch + (done / self.updates_in(epoch) if done else 0)
 
     def examples_until(self, update):
         """Count the examples, of all processes, that the updates up to this one have seen."""
-        epochs, updates = divmod(update, self.updates_per_epoch)
-        return epochs * self.n + updates * self.global_batch
+        epoch, done = self.place(update)
+        return sum(map(self.examples_in, range(epoch))) + done * self.global_batch
 
 
 # ---------------------------------------------------------------- model
-
-
-def load_pretrained(load, flag, name, **settings):
-    """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
-    try:
-        return load(name, **settings)
-    except Exception as error:  # a wrong name, no network, a damaged file, sizes that do not fit: the user's to mend
-        advice = ("Expected a folder of config.json, tokenizer.json and model.safetensors; check the path."
-                  if os.path.isdir(name) or name.startswith((".", "/", "~")) else
-                  "It is no folder, so it was looked up on the Hub: check the spelling. Without network, load it where "
-                  f"there is one (hf download {name} --local-dir DIR) and give that folder.")
-        raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
-
-
-def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_length, **hub):
-    """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
-    config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
-    try:
-        if config_overrides:
-            config.update_from_string(config_overrides)
-    except (ValueError, IndexError) as error:
-        raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,KEY=VALUE with keys "
-                         "of the model's config.json") from None
-    flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, name, **hub)
-    for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id),
-                        ("[CLS]", edge_ids(tokenizer)[0]), ("[SEP]", edge_ids(tokenizer)[1])):
-        if token is None:
-            raise InputError(f"{flag} {name}: its tokenizer has no {kind} token. Take a model that was made for masked "
-                             "language modelling, such as bert-base-uncased.")
-    if tokenizer.is_fast:  # what a tokenizer.json says of lengths is for other uses, and would change with each use
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    longest = longest_input(config, tokenizer)
-    if max_seq_length > longest:
-        raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest}. Give that or less.")
-    return config, tokenizer
-
-
-def longest_input(config, tokenizer):
-    """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
-    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
-    offset = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod")
-    if "roberta" in config.model_type or config.model_type in offset:  # their positions begin behind the padding id
-        longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
-    return longest
 
 
 def load_mlm_model(name, config, from_scratch, vocab_size, **hub):
@@ -806,12 +646,12 @@ def train(accelerator, model, optimizer, scheduler, loader, *, processes, start,
           max_grad_norm, stop_signal, after_update):
     """Train from update `start` to update max_steps, or until after_update returns True.
 
-    after_update is given the number of the update, from 1; the negative log-likelihood of this process's tokens (scalar
-    tensor, nats); the number of tokens predicted by all; the gradient's norm; and whether any process noted a signal.
+    after_update is given the number of the update, from 1; the negative log-likelihood of this process's tokens, (1,),
+    nats; a list of the number of tokens predicted by all; the gradient's norm; whether any process noted a signal.
     """
     sampler, collator, device, update = loader.batch_sampler, loader.collate_fn, accelerator.device, start
     while update < max_steps:
-        epoch, sampler.first_update = divmod(update, sampler.updates_per_epoch)
+        epoch, sampler.first_update = sampler.place(update)
         collator.epoch = sampler.epoch = epoch
         batches = iter(loader)
         while update < max_steps and (micro_batches := list(islice(batches, accumulation_steps))):
@@ -837,110 +677,13 @@ def train(accelerator, model, optimizer, scheduler, loader, *, processes, start,
             scheduler.step()  # kept out of accelerator.prepare(), where it would tick once per process
             optimizer.zero_grad()
             update += 1
-            if after_update(update, nll, predicted, norm, stop > 0):
+            if after_update(update, nll[None], [predicted], norm, stop > 0):
                 return
 
 
-class TrainingRun:
-    """What stands around the updates: the loss is logged, the model scored and saved, and all of it can be resumed.
-
-    Args:
-        args: the settings. accelerator, processes: as main made them.
-        model, tokenizer, optimizer, scheduler: what a checkpoint holds.
-        score: function that scores the model, a dict of results; None where there are no validation data.
-        state: what a checkpoint carries besides: `step`, the updates done; the loss since it was last logged (`window`)
-            and since the start (`train`), each [nats, tokens]; the latest and the best scores, with their step.
-        updates_per_epoch, max_steps: in updates.
-    """
-
-    def __init__(self, args, accelerator, processes, model, tokenizer, optimizer, scheduler, score, state,
-                 updates_per_epoch, max_steps):
-        self.args, self.accelerator, self.processes = args, accelerator, processes
-        self.model, self.tokenizer = model, tokenizer
-        self.optimizer, self.scheduler, self.score, self.state = optimizer, scheduler, score, state
-        self.updates_per_epoch, self.max_steps = updates_per_epoch, max_steps
-        self.pending, self.paused = [], 0.0  # losses that are still on the device; seconds spent on scoring and saving
-        self.bar = tqdm(total=max_steps, initial=state["step"], desc="Training", unit=" updates",
-                        disable=processes.rank > 0 or None)
-
-    def is_due(self, strategy, every):
-        step, every = self.state["step"], math.ceil(every * self.max_steps) if every < 1 else int(every)
-        if strategy == "epoch":
-            return step % self.updates_per_epoch == 0 or step == self.max_steps
-        return strategy == "steps" and step % every == 0
-
-    def log(self, values):
-        if self.processes.rank == 0:
-            with open(Path(self.args.output_dir, "log.jsonl"), "a", encoding="utf-8") as file:
-                epoch = round(self.state["step"] / self.updates_per_epoch, 4)
-                file.write(json.dumps({"step": self.state["step"], "epoch": epoch, **values}) + "\n")
-        self.accelerator.log(values, step=self.state["step"])
-
-    def settle(self):
-        """Read the losses that are still on the device, and add them up over all processes."""
-        self.state["window"][0] += self.processes.sum(sum(nll.item() for nll in self.pending))[0]
-        self.pending.clear()
-
-    def evaluate(self, scores=None, prefix=""):
-        self.settle()
-        begun, scores = time.perf_counter(), scores or self.score(self.model)
-        self.log({prefix + name: value for name, value in scores.items()})
-        self.state["latest"] = {"step": self.state["step"], **scores}
-        if self.processes.rank == 0:
-            shown = "  ".join(f"{name} {value:.6g}" for name, value in scores.items())
-            tqdm.write(f"Update {self.state['step']:>6}  {shown}")
-        self.paused += time.perf_counter() - begun
-
-    def save(self):
-        self.settle()
-        begun, state = time.perf_counter(), self.state
-        if self.args.load_best_model_at_end and state["latest"]["step"] == state["step"] and (
-                not state["best"] or state["latest"]["eval_loss"] < state["best"]["eval_loss"]):
-            state["best"] = state["latest"]  # of models that are saved, so that it can be loaded
-        if self.processes.rank == 0:
-            save_checkpoint(self.args.output_dir, state["step"], self.write, self.args.save_total_limit,
-                            keep=f"checkpoint-{state['best']['step']}" if state["best"] else None)
-        self.processes.sum(0)  # the others wait: none trains on if this one fails
-        self.paused += time.perf_counter() - begun
-
-    def write(self, folder):
-        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        state = dict(self.state, scheduler={k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
-                     scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None)
-        (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-
-    def after_update(self, update, nll, predicted, norm, stop):
-        state, last = self.state, update == self.max_steps
-        state["step"], state["window"][1] = update, state["window"][1] + predicted
-        self.pending.append(nll)
-        self.bar.update()
-        if self.is_due("steps", self.args.logging_steps) or last:
-            self.settle()
-            (nats, tokens), state["window"] = state["window"], [0.0, 0.0]
-            state["train"] = [state["train"][0] + nats, state["train"][1] + tokens]
-            self.log({"loss": nats / max(tokens, 1), "learning_rate": self.scheduler.get_last_lr()[0],
-                      "grad_norm": norm.item()})
-            self.bar.set_postfix(loss=f"{nats / max(tokens, 1):.3f}")
-            if self.bar.disable and self.processes.rank == 0:  # no terminal to show a bar on
-                print(f"Update {update:>6}  loss {nats / max(tokens, 1):.6g}", flush=True)
-        if self.score and (self.is_due(self.args.eval_strategy, self.args.eval_steps) or last):
-            self.evaluate()
-        if self.is_due(self.args.save_strategy, self.args.save_steps) or (stop and not last):
-            self.save()
-        return stop
-
-
-def build_optimizer(model, learning_rate, weight_decay):
-    """Fused AdamW that decays matrices alone: biases and the weights of normalisation have one dimension."""
-    groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": weight_decay},
-              {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-
-
-def ignore_interrupts(_worker):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
+def mean_loss(sums, counts):
+    """What is logged of an update, or of several: the loss in nats per masked token."""
+    return {"loss": sums[0] / max(counts[0], 1)}
 
 
 def fit(args, accelerator, processes, model, tokenizer, examples, collator, score, state, checkpoint, say):
@@ -951,7 +694,7 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
     loader = DataLoader(examples, batch_sampler=sampler, collate_fn=collator, num_workers=args.dataloader_num_workers,
                         generator=torch.Generator(), pin_memory=accelerator.device.type == "cuda",
                         worker_init_fn=ignore_interrupts)
-    max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * sampler.updates_per_epoch)
+    max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
     warmup = math.ceil(args.warmup_steps * max_steps) if args.warmup_steps < 1 else int(args.warmup_steps)
     optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, max_steps)
@@ -962,14 +705,18 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
         scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None] * len(optimizer.param_groups)})
         if accelerator.scaler and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
-    say(f"Updates     {max_steps:,}, {sampler.updates_per_epoch:,} an epoch, with {sampler.global_batch} examples "
+    say(f"Updates     {max_steps:,}, {sampler.updates_in(0):,} an epoch, with {sampler.global_batch} examples "
         f"each (processes {processes.num_processes} x batch {sampler.batch_size} x accumulation "
         f"{sampler.accumulation_steps})"
         + (f"; going on from {checkpoint}" if checkpoint else ""))
     scores = score(network) if score and not checkpoint else None
-    begin_run(args, accelerator, state)
-    run = TrainingRun(args, accelerator, processes, network, tokenizer, optimizer, scheduler, score, state,
-                      sampler.updates_per_epoch, max_steps)
+    if args.push_to_hub and accelerator.is_main_process:
+        args.hub_model_id = claim_repository(args.hub_model_id, args.output_dir)
+    start_trackers(accelerator, "mlm", vars(args), state)
+    if accelerator.is_main_process:  # only now that nothing is left to go wrong
+        clear_output(args.output_dir, state["step"], args.overwrite_output_dir)
+    run = TrainingRun(vars(args), accelerator, processes, network, tokenizer, optimizer, scheduler, sampler, score,
+                      mean_loss, state, max_steps)
     if scores:
         run.evaluate(scores, prefix="initial_")
         state["initial"] = {f"initial_{name}": value for name, value in scores.items()}
@@ -981,9 +728,9 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
     run.bar.close()
     if state["step"] < max_steps:
         return network, {}, stop_signal.number or signal.SIGTERM
-    seconds, (nats, tokens) = time.perf_counter() - begun - run.paused, state["train"]
-    results = {"step": state["step"], "epoch": state["step"] / sampler.updates_per_epoch,
-               "train_loss": nats / max(tokens, 1), **state["initial"]}
+    seconds = time.perf_counter() - begun - run.paused
+    results = {"step": state["step"], "epoch": sampler.epochs_until(state["step"]), **state["initial"],
+               **{f"train_{name}": value for name, value in mean_loss(**state["train"]).items()}}
     seen = sampler.examples_until(state["step"]) - sampler.examples_until(start)
     if seen:  # otherwise it was a finished run that was resumed, and these are known already
         results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
@@ -1001,199 +748,36 @@ def fit(args, accelerator, processes, model, tokenizer, examples, collator, scor
 # ---------------------------------------------------------------- main
 
 
-def open_output(args, say):
-    """Make the output folder, or refuse one in use; find the checkpoint to go on from: (folder or None, state)."""
-    output_dir, checkpoint = Path(args.output_dir), None
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output_dir {output_dir}: cannot be made, or is a file: {error.strerror}. Name another "
-                         "folder.") from None
-    if args.do_train and args.resume_from_checkpoint == "latest":
-        for folder in reversed(list_checkpoints(output_dir)):
-            fault = checkpoint_fault(folder)
-            if fault is None:
-                checkpoint = folder
-                break
-            say(f"Warning     {folder} is passed over: {fault}")
-        else:
-            say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
-    elif args.do_train and args.resume_from_checkpoint:
-        checkpoint = Path(args.resume_from_checkpoint)
-        fault = checkpoint_fault(checkpoint)
-        if fault:
-            raise InputError(f"--resume_from_checkpoint {checkpoint}: not a whole checkpoint: {fault}. Give another, "
-                             "or latest.")
-    used = [output_dir / "model.safetensors"]
-    if args.resume_from_checkpoint != "latest":  # which passes over damaged checkpoints, and may replace them
-        used = [*list_checkpoints(output_dir), *used]
-    goes_on = args.overwrite_output_dir or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
-    for path in used if args.do_train and not goes_on else ():
-        if path.exists():
-            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on with that run, give "
-                             "--resume_from_checkpoint latest; to replace it, --overwrite_output_dir; or name another "
-                             "folder.")
-    if not checkpoint:
-        return None, {"step": 0, "window": [0.0, 0.0], "train": [0.0, 0.0], "latest": None, "best": None,
-                      "initial": {}, "fills": {}, "run_id": os.urandom(8).hex()}
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if state["best"] and not Path(output_dir, f"checkpoint-{state['best']['step']}").exists():
-        state["best"] = None  # it lies in another folder, from which this run goes on
-    return checkpoint, state
-
-
-def start_processes(args, model_type):
-    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work."""
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
-            raise InputError(f"accelerate is set to {name}, which this script does not support: encoders of this size "
-                             "train fastest with plain data parallelism, accelerate launch --multi_gpu")
-    on_cpu = (not torch.accelerator.is_available()
-              or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"))
-    device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
-    precision = pick_precision(args.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), device_type)
-    if precision == "fp16" and on_cpu:
-        raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
-    threads = set_cpu_threads(args.cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    if on_cpu:
-        keep_freed_memory()
-    # These leave some of their weights unused; to look for such takes time, so it is not done for the others.
-    unused = model_type in ("big_bird", "esm", "fnet", "layoutlm", "longformer")
-    accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision=precision, log_with=args.report_to or None,
-        project_config=ProjectConfiguration(args.output_dir, logging_dir=f"{args.output_dir}/runs"),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
-    if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
-        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
-                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_mlm.py …")
-    processes = Processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
-    return accelerator, processes, threads
-
-
-def check_resume(args, data, processes, state, checkpoint):
-    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with."""
-    made_with = {split: f"{len(examples)} examples of {counts['key']}" for split, (examples, counts, _) in data.items()
-                 if split != "test"}
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes.num_processes
-    made_with |= {"kind of model": args.model_type, "global batch": batch}
-    made_with |= {f"--{name}": getattr(args, name) for name in (
+def made_with(args, data, model_type, num_processes):
+    """What a checkpoint is made with, and a resume may not change: dict of name to value."""
+    made = {split: f"{len(examples)} examples of {counts['key']}" for split, (examples, counts, _) in data.items()
+            if split != "test"}
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
+    return made | {"kind of model": model_type, "global batch": batch} | {f"--{name}": getattr(args, name) for name in (
         "seed", "learning_rate", "weight_decay", "masking", "mlm_probability", "mask_replace_prob",
         "random_replace_prob")}
-    for name, value in made_with.items() if checkpoint else ():
-        if state["made_with"].get(name) != value:
-            before = state["made_with"].get(name)
-            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
-                             "settings and global batch (processes x batch size x accumulation steps) that it began "
-                             "with.")
-    state["made_with"] = made_with
-    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
-        raise InputError(f"the processes found different checkpoints in {args.output_dir}. Expected a folder that all "
-                         "machines see; put --output_dir on a shared disk.")
-
-
-def start_trackers(args, accelerator, state):
-    """Start the trackers of --report_to; where a run is resumed, go on with its own."""
-    settings = {k: value if isinstance(value, int | float | str) else str(value) for k, value in vars(args).items()}
-    try:
-        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", "mlm"), settings, {
-            "wandb": {"name": args.run_name, "id": state["run_id"], "resume": "allow", "dir": args.output_dir},
-            "trackio": {"name": args.run_name, "resume": "allow" if state["step"] else "never"},
-            "tensorboard": {"purge_step": state["step"] + (state["step"] > 0)}})  # hides what stood there from here on
-    except Exception as error:  # no account, no network, a server that refuses
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"--report_to {' '.join(args.report_to)}: cannot start: {fault}. For wandb, 'wandb login' or "
-                         "WANDB_MODE=offline.") from None
-
-
-def begin_run(args, accelerator, state):
-    """Reach the Hub, start the trackers, and only then clear the output folder of what the run replaces."""
-    output_dir, step = Path(args.output_dir), state["step"]
-    if args.push_to_hub and accelerator.is_main_process:  # a wrong name is better known before the training
-        try:
-            repository = huggingface_hub.create_repo(args.hub_model_id or output_dir.resolve().name, exist_ok=True)
-            args.hub_model_id = repository.repo_id
-        except Exception as error:  # no account, no network, a name that is not allowed
-            raise InputError(f"--push_to_hub: cannot start: {' '.join(str(error).split())[:200]}. Log in with 'hf auth "
-                             "login', and give --hub_model_id NAME/MODEL.") from None
-    start_trackers(args, accelerator, state)
-    if accelerator.is_main_process:
-        replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
-        left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
-        for folder in left + (replaced if args.overwrite_output_dir or step else []):
-            remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
-        for name in ("model.safetensors", "all_results.json") if args.overwrite_output_dir else ():
-            (output_dir / name).unlink(missing_ok=True)
-        cut_log(output_dir / "log.jsonl", step if step else -1)
-
-
-def score_rows(results):
-    """List (name, before, after) of the scores, as text."""
-    names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
-    return [(name, *(f"{results[key]:,.4f}" if key in results else "-" for key in (f"initial_{name}", name)))
-            for name in names]
-
-
-def write_model_card(args, data, results, note):
-    settings = {name: value for name, value in sorted(vars(args).items()) if value not in (None, False, [])}
-    base = [] if os.path.exists(args.model) else [f"base_model: {args.model}"]
-    sizes = [f"| {split} | {len(rows):,} | {facts['tokens']:,} | {name} |"
-             for split, (rows, facts, name) in data.items()]
-    scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
-    lines = ["---", "library_name: transformers", "pipeline_tag: fill-mask", *base, "---", "",
-             f"# {Path(args.output_dir).name}", "",
-             f"{Path(args.model).name}, trained on {data['train'][2]} by masked language modelling; {note}.", "",
-             "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
-             "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
-             "Losses are in nats per masked token.", "", "```yaml",
-             *(f"{name}: {json.dumps(value)}" for name, value in settings.items()), "```", ""]
-    Path(args.output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def finish(args, model, tokenizer, data, results, note):
     """Leave behind what the run has made: results; of a training run the model and its card, on the Hub if asked."""
-    output_dir = Path(args.output_dir)
     if args.do_train:
-        aside = output_dir / "tmp-model"  # moved file by file, so that a kill leaves no half of one
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        umask = os.umask(0)
-        os.umask(umask)
-        for path in aside.iterdir():
-            path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
-            os.replace(path, output_dir / path.name)
-        aside.rmdir()
-        write_model_card(args, data, results, note)
-    path = output_dir / "all_results.json"
-    same_model = args.resume_from_checkpoint or Path(args.model).resolve() == output_dir.resolve()
-    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    if not args.do_train:  # what was scored before the training may have been other data than these
-        older = {name: value for name, value in older.items() if not name.startswith("initial_")}
-    write_json(path, older | results)
+        save_model(args.output_dir, model, tokenizer)
+        write_model_card(args.output_dir, args.model, f"trained on {data['train'][2]} by masked language modelling; "
+                         f"{note}.", "fill-mask", {split: (len(rows), counts["tokens"], name) for split, (
+                             rows, counts, name) in data.items()}, results, vars(args))
+    same_model = args.resume_from_checkpoint or Path(args.model).resolve() == Path(args.output_dir).resolve()
+    write_results(args.output_dir, results, same_model, args.do_train)
     if args.push_to_hub:
-        try:
-            print("Uploaded to", huggingface_hub.upload_folder(
-                repo_id=args.hub_model_id, folder_path=output_dir,
-                ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
-        except Exception as error:  # network, rights, quota
-            raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {output_dir}; "
-                             f"upload it with: hf upload NAME/MODEL {output_dir}") from None
+        upload(args.output_dir, args.hub_model_id)
 
 
-def show_results(results, before, after, note, output_dir, say):
-    """Print the scores and the fills, before the training and after it."""
-    trained = "initial_eval_loss" in results
-    for name, *values in ([("", "before", "after")] * trained + score_rows(results) if results else ()):
-        say(f"{name:<20}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
-    if before or trained:
-        say(f"Before: {note}")
+def show_fills(before, after, say):
+    """Print the best words for each mask, before the training and after it."""
     for text in after:
         say(f"\n{text}")
         for when, answers in (("before", before), ("after" if before else "", after)):
             for words in answers.get(text, ()):
                 say(f"  {when:<8}" + "   ".join(f"{word} {p:.3f}" for word, p in words))
-    if results:
-        say(f"\nResults are in {Path(output_dir, 'all_results.json')}"
-            + (f", model and log in {output_dir}" if "step" in results else ""))
 
 
 def collator_settings(tokenizer, masking, mlm_probability, mask_replace_prob, random_replace_prob):
@@ -1229,8 +813,13 @@ def main(argv=None):
             describe(prepare_data(args, tokenizer), begun)
             say(f"Cache       a run with the same data and settings finds them in {datasets.config.HF_DATASETS_CACHE}")
         return
-    checkpoint, state = open_output(args, say) if todo else (None, {"step": 0, "fills": {}, "run_id": ""})
-    accelerator, processes, threads = start_processes(args, config.model_type)
+    checkpoint, state = None, {"step": 0, "fills": {}, "run_id": ""}
+    if todo:
+        checkpoint, state = open_output(args.output_dir, args.do_train, args.resume_from_checkpoint,
+                                        args.overwrite_output_dir, say)
+    accelerator, processes, threads = start_processes(
+        args.mixed_precision, args.cpu_threads, args.report_to, args.output_dir,
+        config.model_type in ("big_bird", "esm", "fnet", "layoutlm", "longformer"))
     data = {}
     if todo:
         begun = time.perf_counter()
@@ -1253,8 +842,8 @@ def main(argv=None):
     results = {}
     try:
         if args.do_train:
-            args.model_type = config.model_type
-            check_resume(args, data, processes, state, checkpoint)
+            check_resume(made_with(args, data, config.model_type, processes.num_processes), processes, state,
+                         checkpoint, args.output_dir)
             if args.text and not checkpoint:
                 state["fills"] = fill_masks(model, tokenizer, args.text)
             if args.gradient_checkpointing:
@@ -1270,7 +859,7 @@ def main(argv=None):
                 accelerator.end_training()
                 sys.exit(128 + stopped_by)
         else:
-            start_trackers(args, accelerator, state)
+            start_trackers(accelerator, "mlm", vars(args), state)
             model = accelerator.prepare_model(model, evaluation_mode=True)
             results = score["validation"](model) if args.do_eval else {}
         if args.do_predict:
@@ -1287,7 +876,11 @@ def main(argv=None):
     accelerator.log({k: value for k, value in results.items() if k not in ("step", "epoch")}, step=state["step"])
     if rank == 0 and results:
         finish(args, model, tokenizer, data, results, note)
-    show_results(results, state["fills"], fills, note, args.output_dir, say)
+    show_results(results, note, say)
+    show_fills(state["fills"], fills, say)
+    if results:
+        say(f"\nResults are in {Path(args.output_dir, 'all_results.json')}"
+            + (f", model and log in {args.output_dir}" if args.do_train else ""))
     accelerator.end_training()
 
 
@@ -1848,6 +1441,565 @@ def run_main(main):
             sys.stdout.flush()
             os._exit(status)
         sys.exit(status)
+
+
+# Copied from utils.arguments.ArgumentParser
+class ArgumentParser(argparse.ArgumentParser):
+    def error(self, message):  # argparse would print its usage, once for each process
+        raise InputError(f"{message}; see --help")
+
+
+# Copied from utils.arguments.HelpFormatter
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):  # says what the default is, where there is one
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+# Copied from utils.arguments.true_or_false
+def true_or_false(text):
+    """Read the value of a switch, in the words that transformers takes."""
+    words = {"true": True, "t": True, "yes": True, "y": True, "1": True,
+             "false": False, "f": False, "no": False, "n": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return words[text.lower()]
+
+
+# Copied from utils.arguments.add_switch
+def add_switch(group, name, help):
+    """Add a flag that is on or off, as transformers writes them: --flag, --flag true or --flag false."""
+    group.add_argument(name, nargs="?", const=True, default=False, metavar="BOOL", type=true_or_false, help=help)
+
+
+# Copied from utils.arguments.parse_with_config
+def parse_with_config(parser, argv=None):
+    """Parse a command line, and before it the flags of the YAML file that --config names.
+
+    Args:
+        parser: an ArgumentParser with a flag --config.
+        argv: arguments; None takes those of the process.
+
+    Raises:
+        InputError: an argument that the parser does not know, with one like it, or a fault in the file.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
+    only_config.add_argument("--config")
+    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
+    config = only_config.parse_known_args(argv)[0].config
+    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
+        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
+    return args
+
+
+# Copied from utils.sources.find_sources
+def find_sources(files, dataset_name, dataset_config_name, column, splits):
+    """Find the text of each split: dict of split to (fingerprint of its content, function that yields batches, name).
+
+    Args:
+        files: dict of split to paths and globs, or None.
+        dataset_name, dataset_config_name: a data set of the Hub, or a folder, instead of files.
+        column: the column that holds the text.
+        splits: the splits that are wanted.
+
+    Raises:
+        InputError: a file, the data set or its column is not there.
+    """
+    sources = {}
+    for split in splits if not dataset_name else ():
+        if files[split]:
+            paths = find_files(files[split], f"--{split}_file")
+            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
+            sources[split] = (f"{hash_files(paths)} {column}", partial(read_all_texts, paths, column), name)
+    if not dataset_name:
+        return sources
+    try:
+        loaded = datasets.load_dataset(dataset_name, dataset_config_name)
+    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
+        fault = " ".join(str(error).split())[:200]
+        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
+                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
+                         "folder that holds the data set, or bring along a cache from where there is network: "
+                         f"{datasets.config.HF_DATASETS_CACHE}") from None
+    for split in splits:
+        if split in loaded:
+            if column not in loaded[split].column_names:
+                raise InputError(f"--dataset_name {dataset_name}: there is no column {column!r}; the columns are "
+                                 f"{', '.join(loaded[split].column_names)}. Name one with --text_column_name.")
+            name = f"{dataset_name} ({split})"
+            sources[split] = (f"{loaded[split]._fingerprint} {column}",
+                              partial(read_dataset, loaded[split], column, f"--dataset_name {name}"), name)
+    return sources
+
+
+# Copied from utils.sources.read_dataset
+def read_dataset(rows, column, name):
+    """Read the texts of a Dataset as read_all_texts reads those of files: yields (texts, row numbers)."""
+    found = False
+    for start in range(0, len(rows), 10_000):
+        texts = list(enumerate(rows[start : start + 10_000][column], start))
+        for number, text in texts:
+            if not isinstance(text, str | None):
+                raise InputError(f"{name}, row {number}: expected text in column {column!r}, found {str(text)[:40]!r}. "
+                                 "Name the column that holds the text with --text_column_name.")
+        filled = [(number, text.strip()) for number, text in texts if text and text.strip()]
+        found |= bool(filled)
+        yield (pa.array([text for _, text in filled], pa.large_string()),
+               np.array([number for number, _ in filled], dtype=np.int64))
+    if not found:
+        raise InputError(f"{name}: there is no text in column {column!r}. Name another with --text_column_name.")
+
+
+# Copied from utils.sources.write_texts
+def write_texts(batches, path):
+    """Write batches of (texts, documents) to an Arrow file. Returns counts: paragraphs, repeated, words, characters."""
+    schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
+    counts, hashes, aside = {"paragraphs": 0, "words": 0, "characters": 0}, [], f"{path}.{os.urandom(4).hex()}.tmp"
+    with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
+            writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
+            strings = texts.to_pylist()
+            counts["paragraphs"] += len(strings)
+            counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
+            counts["characters"] += sum(map(len, strings))
+            hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
+    os.replace(aside, path)  # at once, as another run may be preparing the same text
+    return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
+
+
+# Copied from utils.sources.write_json
+def write_json(path, value):
+    """Write a JSON file so that a reader, or a kill, never meets half of it."""
+    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
+    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+# Copied from utils.sources.tokenize_source
+def tokenize_source(source, tokenizer, *, num_proc, overwrite):
+    """Turn the text of a source into token ids without special tokens, or find them in the cache, by content.
+
+    Args:
+        source: (fingerprint, function that yields batches of texts and documents, name), as find_sources returns.
+        tokenizer: the model's own. num_proc: processes that tokenize. overwrite: do it anew.
+
+    Returns:
+        (tokens, counts): a Dataset of `ids` (int32 lists) and `document`, a row for each text, in the Arrow format; and
+        a dict of counts, whose `key` tells apart what was made from other content or with another vocabulary.
+    """
+    fingerprint, batches, _ = source
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else f"{tokenizer!r} {tokenizer.get_vocab()}"
+    key = hashlib.sha256(f"2 {fingerprint} {vocabulary}".encode()).hexdigest()[:32]
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
+    cache.mkdir(parents=True, exist_ok=True)
+    text, facts, made = cache / f"text-{key}.arrow", cache / f"text-{key}.json", cache / f"tokens-{key}.arrow"
+    if overwrite or not (text.exists() and facts.exists()):
+        write_json(facts, write_texts(batches(), text))
+    counts = json.loads(facts.read_text(encoding="utf-8")) | {"key": key}
+    if made.exists() and not overwrite:
+        return datasets.Dataset.from_file(str(made)).with_format("arrow"), counts
+    texts = datasets.Dataset.from_file(str(text)).with_format("arrow")
+    flat_tokenizer = FlatTokenizer(tokenizer, texts[:100]["text"].to_pylist(), tqdm.write)
+    at_once = max(1, int(2e6 * counts["paragraphs"] / counts["characters"]))  # paragraphs in about 2 MB
+    tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once, fn_kwargs={"tokenizer": flat_tokenizer},
+                       remove_columns=["text"], num_proc=num_proc, desc=f"Tokenizing ({flat_tokenizer.name})",
+                       load_from_cache_file=not overwrite, new_fingerprint=key, cache_file_name=str(made))
+    return tokens, counts
+
+
+# Copied from utils.tokenizing.tokenize_batch
+def tokenize_batch(table, tokenizer):
+    """Tokenize the column `text` of an Arrow table: lists of int32 over one flat array, in the column `ids`."""
+    ids, offsets = tokenizer(table["text"].to_pylist())
+    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids), "document": table["document"]})
+
+
+# Copied from utils.models.load_pretrained
+def load_pretrained(load, flag, name, **settings):
+    """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
+    try:
+        return load(name, **settings)
+    except Exception as error:  # a wrong name, no network, a damaged file, sizes that do not fit: the user's to mend
+        advice = ("Expected a folder of config.json, tokenizer.json and model.safetensors; check the path."
+                  if os.path.isdir(name) or name.startswith((".", "/", "~")) else
+                  "It is no folder, so it was looked up on the Hub: check the spelling. Without network, load it where "
+                  f"there is one (hf download {name} --local-dir DIR) and give that folder.")
+        raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
+
+
+# Copied from utils.models.load_config_and_tokenizer
+def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_length, **hub):
+    """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
+    config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
+    try:
+        if config_overrides:
+            config.update_from_string(config_overrides)
+    except (ValueError, IndexError) as error:
+        raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,KEY=VALUE with keys "
+                         "of the model's config.json") from None
+    flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)
+    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, name, **hub)
+    for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id),
+                        ("[CLS]", edge_ids(tokenizer)[0]), ("[SEP]", edge_ids(tokenizer)[1])):
+        if token is None:
+            raise InputError(f"{flag} {name}: its tokenizer has no {kind} token. Take a model that was made for masked "
+                             "language modelling, such as bert-base-uncased.")
+    if tokenizer.is_fast:  # what a tokenizer.json says of lengths is for other uses, and would change with each use
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    longest = longest_input(config, tokenizer)
+    if max_seq_length > longest:
+        raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest}. Give that or less.")
+    return config, tokenizer
+
+
+# Copied from utils.models.edge_ids
+def edge_ids(tokenizer):
+    """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
+    return [tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
+            tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
+
+
+# Copied from utils.models.longest_input
+def longest_input(config, tokenizer):
+    """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
+    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
+    offset = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod")
+    if "roberta" in config.model_type or config.model_type in offset:  # their positions begin behind the padding id
+        longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
+    return longest
+
+
+# Copied from utils.training.open_output
+def open_output(output_dir, training, resume, overwrite, say):
+    """Make the output folder, or refuse one in use; find the checkpoint to go on from: (folder or None, state).
+
+    Args:
+        output_dir: folder of the run. training: the run trains, and does not only evaluate.
+        resume: "latest", a folder, or None. overwrite: replace what lies there. say: called with lines for the user.
+
+    Raises:
+        InputError: the folder is in use or cannot be made, or the checkpoint is not whole.
+    """
+    output_dir, checkpoint = Path(output_dir), None
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output_dir {output_dir}: cannot be made, or is a file: {error.strerror}. Name another "
+                         "folder.") from None
+    if training and resume == "latest":
+        for folder in reversed(list_checkpoints(output_dir)):
+            fault = checkpoint_fault(folder)
+            if fault is None:
+                checkpoint = folder
+                break
+            say(f"Warning     {folder} is passed over: {fault}")
+        else:
+            say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
+    elif training and resume:
+        checkpoint = Path(resume)
+        fault = checkpoint_fault(checkpoint)
+        if fault:
+            raise InputError(f"--resume_from_checkpoint {checkpoint}: not a whole checkpoint: {fault}. Give another, "
+                             "or latest.")
+    used = [output_dir / "model.safetensors"]
+    if resume != "latest":  # which passes over damaged checkpoints, and may replace them
+        used = [*list_checkpoints(output_dir), *used]
+    goes_on = overwrite or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
+    for path in used if training and not goes_on else ():
+        if path.exists():
+            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on with that run, give "
+                             "--resume_from_checkpoint latest; to replace it, --overwrite_output_dir; or name another "
+                             "folder.")
+    if not checkpoint:
+        return None, {"step": 0, "window": None, "train": None, "latest": None, "best": None, "initial": {},
+                      "fills": {}, "run_id": os.urandom(8).hex()}
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if state["best"] and not Path(output_dir, f"checkpoint-{state['best']['step']}").exists():
+        state["best"] = None  # it lies in another folder, from which this run goes on
+    return checkpoint, state
+
+
+# Copied from utils.training.start_processes
+def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_weights):
+    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work.
+
+    unused_weights: the model leaves some of its weights without a gradient. To look for them takes time.
+    """
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise InputError(f"accelerate is set to {name}, which this script does not support: encoders of this size "
+                             "train fastest with plain data parallelism, accelerate launch --multi_gpu")
+    on_cpu = (not torch.accelerator.is_available()
+              or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"))
+    device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
+    precision = pick_precision(mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), device_type)
+    if precision == "fp16" and on_cpu:
+        raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
+    threads = set_cpu_threads(cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if on_cpu:
+        keep_freed_memory()
+    accelerator = Accelerator(
+        cpu=on_cpu, mixed_precision=precision, log_with=report_to or None,
+        project_config=ProjectConfiguration(output_dir, logging_dir=f"{output_dir}/runs"),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_weights)])
+    if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
+        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
+                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
+    processes = Processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
+    return accelerator, processes, threads
+
+
+# Copied from utils.training.check_resume
+def check_resume(made_with, processes, state, checkpoint, output_dir):
+    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with.
+
+    Args:
+        made_with: dict of name to value of all that a resume would silently ignore or mix if it changed.
+    """
+    for name, value in made_with.items() if checkpoint else ():
+        if state["made_with"].get(name) != value:
+            before = state["made_with"].get(name)
+            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
+                             "settings and global batch (processes x batch size x accumulation steps) that it began "
+                             "with.")
+    state["made_with"] = made_with
+    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
+        raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
+                         "machines see; put --output_dir on a shared disk.")
+
+
+# Copied from utils.training.start_trackers
+def start_trackers(accelerator, project, settings, state):
+    """Start the trackers of --report_to; where a run is resumed, go on with its own. settings: dict of all flags."""
+    shown = {k: value if isinstance(value, int | float | str) else str(value) for k, value in settings.items()}
+    name = settings["run_name"]
+    try:
+        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown, {
+            "wandb": {"name": name, "id": state["run_id"], "resume": "allow", "dir": settings["output_dir"]},
+            "trackio": {"name": name, "resume": "allow" if state["step"] else "never"},
+            "tensorboard": {"purge_step": state["step"] + (state["step"] > 0)}})  # hides what stood there from here on
+    except Exception as error:  # no account, no network, a server that refuses
+        fault = " ".join(str(error).split())[:200]
+        raise InputError(f"--report_to {' '.join(settings['report_to'])}: cannot start: {fault}. For wandb, 'wandb "
+                         "login' or WANDB_MODE=offline.") from None
+
+
+# Copied from utils.training.claim_repository
+def claim_repository(hub_model_id, output_dir):
+    """Make the repository that the model is to be pushed to: its full name. Before the training, in case it fails."""
+    try:
+        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name, exist_ok=True).repo_id
+    except Exception as error:  # no account, no network, a name that is not allowed
+        raise InputError(f"--push_to_hub: cannot start: {' '.join(str(error).split())[:200]}. Log in with 'hf auth "
+                         "login', and give --hub_model_id NAME/MODEL.") from None
+
+
+# Copied from utils.training.clear_output
+def clear_output(output_dir, step, overwrite):
+    """Clear the output folder of what the run replaces: later checkpoints, halves, the log from this update on."""
+    output_dir = Path(output_dir)
+    replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
+    left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
+    for folder in left + (replaced if overwrite or step else []):
+        remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
+    for name in ("model.safetensors", "all_results.json") if overwrite else ():
+        (output_dir / name).unlink(missing_ok=True)
+    cut_log(output_dir / "log.jsonl", step if step else -1)
+
+
+# Copied from utils.training.build_optimizer
+def build_optimizer(model, learning_rate, weight_decay):
+    """Fused AdamW that decays matrices alone: biases and the weights of normalisation have one dimension."""
+    groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": weight_decay},
+              {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+# Copied from utils.training.TrainingRun
+class TrainingRun:
+    """What stands around the updates: losses are logged, the model scored and saved, and all of it can be resumed.
+
+    Args:
+        settings: the flags, a dict: output_dir, when to log, evaluate and save, and what to keep.
+        accelerator, processes: as start_processes made them.
+        model, tokenizer, optimizer, scheduler: what a checkpoint holds.
+        sampler: the GlobalBatchSampler, which knows where epochs end.
+        score: function that scores the model, a dict of results; None where there are no validation data.
+        means: function that makes what is logged, a dict, of sums of losses (nats) and of counts, a list of each.
+        state: what a checkpoint carries besides: `step`, the updates done; sums of losses and counts since they were
+            last logged (`window`) and since the start (`train`); the latest and the best scores, with their step.
+        max_steps: updates of the run.
+    """
+
+    def __init__(self, settings, accelerator, processes, model, tokenizer, optimizer, scheduler, sampler, score, means,
+                 state, max_steps):
+        self.settings, self.accelerator, self.processes = settings, accelerator, processes
+        self.model, self.tokenizer, self.optimizer, self.scheduler = model, tokenizer, optimizer, scheduler
+        self.sampler, self.score, self.means, self.state, self.max_steps = sampler, score, means, state, max_steps
+        self.pending, self.paused = [], 0.0  # losses that are still on the device; seconds spent on scoring and saving
+        self.bar = tqdm(total=max_steps, initial=state["step"], desc="Training", unit=" updates",
+                        disable=processes.rank > 0 or None)
+
+    def is_due(self, strategy, every):
+        step, every = self.state["step"], math.ceil(every * self.max_steps) if every < 1 else int(every)
+        if strategy == "epoch":
+            return self.sampler.place(step)[1] == 0 or step == self.max_steps
+        return strategy == "steps" and step % every == 0
+
+    def log(self, values):
+        if self.processes.rank == 0:
+            with open(Path(self.settings["output_dir"], "log.jsonl"), "a", encoding="utf-8") as file:
+                epoch = round(self.sampler.epochs_until(self.state["step"]), 4)
+                file.write(json.dumps({"step": self.state["step"], "epoch": epoch, **values}) + "\n")
+        self.accelerator.log(values, step=self.state["step"])
+
+    def settle(self):
+        """Read the losses that are still on the device, and add them up over all processes."""
+        if self.pending:
+            sums = self.processes.sum(*torch.stack(self.pending).double().sum(dim=0).tolist())
+            before = self.state["window"]["sums"]
+            self.state["window"]["sums"] = [a + b for a, b in zip(before, sums, strict=True)]
+        self.pending.clear()
+
+    def evaluate(self, scores=None, prefix=""):
+        self.settle()
+        begun, scores = time.perf_counter(), scores or self.score(self.model)
+        self.log({prefix + name: value for name, value in scores.items()})
+        self.state["latest"] = {"step": self.state["step"], **scores}
+        if self.processes.rank == 0:
+            shown = "  ".join(f"{name} {value:.6g}" for name, value in scores.items())
+            tqdm.write(f"Update {self.state['step']:>6}  {shown}")
+        self.paused += time.perf_counter() - begun
+
+    def save(self):
+        self.settle()
+        begun, state = time.perf_counter(), self.state
+        if self.settings["load_best_model_at_end"] and state["latest"]["step"] == state["step"] and (
+                not state["best"] or state["latest"]["eval_loss"] < state["best"]["eval_loss"]):
+            state["best"] = state["latest"]  # of models that are saved, so that it can be loaded
+        if self.processes.rank == 0:
+            save_checkpoint(self.settings["output_dir"], state["step"], self.write, self.settings["save_total_limit"],
+                            keep=f"checkpoint-{state['best']['step']}" if state["best"] else None)
+        self.processes.sum(0)  # the others wait: none trains on if this one fails
+        self.paused += time.perf_counter() - begun
+
+    def write(self, folder):
+        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        state = dict(self.state, scheduler={k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
+                     scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None)
+        (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+    def after_update(self, update, losses, counts, norm, stop):
+        """Log, score and save what is due after an update. Returns True where the run is to end.
+
+        losses: sums of this process, (kinds,), nats, on the device. counts: of all processes, a list of as many.
+        """
+        state, last, nothing = self.state, update == self.max_steps, {"sums": [0.0] * len(counts),
+                                                                      "counts": [0.0] * len(counts)}
+        state["step"], state["window"] = update, state["window"] or nothing
+        state["window"]["counts"] = [a + b for a, b in zip(state["window"]["counts"], counts, strict=True)]
+        self.pending.append(losses)
+        self.bar.update()
+        if self.is_due("steps", self.settings["logging_steps"]) or last:
+            self.settle()
+            window, total, state["window"] = state["window"], state["train"] or nothing, None
+            state["train"] = {name: [a + b for a, b in zip(total[name], window[name], strict=True)] for name in total}
+            shown = self.means(**window)
+            self.log({**shown, "learning_rate": self.scheduler.get_last_lr()[0], "grad_norm": norm.item()})
+            self.bar.set_postfix(loss=f"{shown['loss']:.3f}")
+            if self.bar.disable and self.processes.rank == 0:  # no terminal to show a bar on
+                print(f"Update {update:>6}  " + "  ".join(f"{name} {value:.6g}" for name, value in shown.items()),
+                      flush=True)
+        if self.score and (self.is_due(self.settings["eval_strategy"], self.settings["eval_steps"]) or last):
+            self.evaluate()
+        if self.is_due(self.settings["save_strategy"], self.settings["save_steps"]) or (stop and not last):
+            self.save()
+        return stop
+
+
+# Copied from utils.training.score_rows
+def score_rows(results):
+    """List (name, before, after) of the scores, as text."""
+    names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
+    return [(name, *(f"{results[key]:,.4f}" if key in results else "-" for key in (f"initial_{name}", name)))
+            for name in names]
+
+
+# Copied from utils.training.write_model_card
+def write_model_card(output_dir, base, task, tag, data, results, settings):
+    """Write README.md: what the model was made of, and its scores before and after.
+
+    Args:
+        base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
+        tag: the Hub's name of the task. data: dict of split to (examples, tokens, name of the source).
+        settings: dict of all flags.
+    """
+    named = [] if os.path.exists(base) else [f"base_model: {base}"]
+    sizes = [f"| {split} | {examples:,} | {tokens:,} | {name} |" for split, (examples, tokens, name) in data.items()]
+    scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
+    chosen = {name: value for name, value in sorted(settings.items()) if value not in (None, False, [])}
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", *named, "---", "",
+             f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
+             "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
+             "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
+             "Losses are in nats, a mean over what is predicted.", "", "```yaml",
+             *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
+    Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+# Copied from utils.training.save_model
+def save_model(output_dir, model, tokenizer):
+    """Leave model and tokenizer in the output folder, file by file, so that a kill leaves no half of one."""
+    aside = Path(output_dir, "tmp-model")
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in aside.iterdir():
+        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
+        os.replace(path, Path(output_dir, path.name))
+    aside.rmdir()
+
+
+# Copied from utils.training.write_results
+def write_results(output_dir, results, same_model, trained):
+    """Write all_results.json, beside the scores that stand there already if they are of the same model."""
+    path = Path(output_dir, "all_results.json")
+    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
+    if not trained:  # what was scored before the training may have been other data than these
+        older = {name: value for name, value in older.items() if not name.startswith("initial_")}
+    write_json(path, older | results)
+
+
+# Copied from utils.training.upload
+def upload(output_dir, repository):
+    """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
+    try:
+        print("Uploaded to", huggingface_hub.upload_folder(
+            repo_id=repository, folder_path=output_dir, ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
+    except Exception as error:  # network, rights, quota
+        raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {output_dir}; "
+                         f"upload it with: hf upload NAME/MODEL {output_dir}") from None
+
+
+# Copied from utils.training.show_results
+def show_results(results, note, say):
+    """Print the scores, before the training and after it. note: what of the model started at random."""
+    trained = any(name.startswith("initial_") for name in results)
+    for name, *values in ([("", "before", "after")] * trained + score_rows(results) if results else ()):
+        say(f"{name:<24}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
+    if trained:
+        say(f"Before: {note}")
+
+
+# Copied from utils.running.ignore_interrupts
+def ignore_interrupts(_worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
 
 
 if __name__ == "__main__":

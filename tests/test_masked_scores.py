@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.nn.functional as F
+from helpers import CONTEXT
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -116,15 +117,56 @@ def test_afterwards_the_model_scores_all_positions_again_even_if_it_failed(batch
     assert model(input_ids=batch["input_ids"]).logits.shape == (2, 12, VOCAB)
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert"])
+def make_trainable(name):
+    """The model in training, where alone something is checkpointed, but without dropout."""
+    off = ["dropout", "attention_dropout"] if name == "distilbert" else ["hidden_dropout_prob",
+                                                                         "attention_probs_dropout_prob"]  # fmt: skip
+    return make_model(name, **dict.fromkeys(off, 0.0)).train()
+
+
+@pytest.mark.parametrize("name", [name for name in SPARING if name != "albert"])  # which has none in transformers 5
 def test_gradients_are_the_same_with_gradient_checkpointing(name, batch):
-    no_dropout = {"dropout": 0, "attention_dropout": 0} if name == "distilbert" else {"hidden_dropout_prob": 0,
-                                                                                      "attention_probs_dropout_prob": 0}
-    model = make_model(name, **no_dropout).train()  # in evaluation nothing is checkpointed
+    model = make_trainable(name)
     expected = gradients(model, dense_logits(model, batch), batch)
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert model.is_gradient_checkpointing
     assert_same_gradients(gradients(model, masked_logits(model, batch), batch), expected)
+
+
+def learn_from_a_row(rank, folder, batch, checkpointed):
+    """What each of two processes does: the gradients that DistributedDataParallel makes of one row in each."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2)
+    here = batch["positions"] // 12 == rank
+    row = {"input_ids": batch["input_ids"][rank : rank + 1], "attention_mask": batch["attention_mask"][rank : rank + 1],
+           "positions": batch["positions"][here] - 12 * rank, "targets": batch["targets"][here]}  # fmt: skip
+    found = {}
+    for name in SPARING:
+        model = make_trainable(name)
+        if checkpointed and model.supports_gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        parallel = DistributedDataParallel(model)
+        for _ in range(2):  # the second pass finds a reducer that the first one has used
+            found[name] = gradients(model, masked_logits(parallel, row), row)
+    torch.save(found, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_gradients_of_two_processes_add_up_to_those_of_the_whole_batch(batch, tmp_path, checkpointed):
+    processes = [CONTEXT.Process(target=learn_from_a_row, args=(rank, tmp_path, batch, checkpointed))
+                 for rank in range(2)]  # fmt: skip
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    of_ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    for name in SPARING:
+        model = make_trainable(name)
+        expected = gradients(model, dense_logits(model, batch), batch)
+        for found in of_ranks:  # averaged over the two
+            assert_same_gradients({key: 2 * gradient for key, gradient in found[name].items()}, expected)
 
 
 @pytest.mark.parametrize("name", [*SPARING, "mobilebert"])

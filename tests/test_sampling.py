@@ -97,7 +97,7 @@ def test_a_sampler_can_be_read_again():
 @pytest.mark.parametrize(("n", "updates"), [(1, 1), (11, 1), (12, 1), (13, 2), (24, 2), (25, 3)])
 def test_updates_per_epoch_counts_a_smaller_last_one(n, updates):
     for batch_size, accumulation_steps, num_processes in SPLITS:
-        assert GlobalBatchSampler(n, batch_size, accumulation_steps, num_processes, 0, 0).updates_per_epoch == updates
+        assert GlobalBatchSampler(n, batch_size, accumulation_steps, num_processes, 0, 0).updates_in(0) == updates
 
 
 def test_examples_until_an_update_by_hand():

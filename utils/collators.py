@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from utils.documents import plan_segments, plan_sentences, truncate_pair
+
 
 def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
                 mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
@@ -109,3 +111,125 @@ class MaskingCollator:
         if len({len(ids) for ids, _ in pairs}) > 1:  # without padding, attention is faster with no mask at all
             batch["attention_mask"] = pad([np.ones_like(ids) for ids, _ in pairs], 0)
         return batch
+
+
+class PairCollator:
+    """Make pairs of sentences or segments, padded to the longest of the batch, anew each epoch (set `epoch`).
+
+    Half of them are two that follow each other, label 0; the others get a random B of another document, label 1, or for
+    the objective "sop" (sentence order prediction) stand in the other order. Example i of an epoch is a function of
+    (seed, epoch, i): the same in any data worker and process.
+
+    Args:
+        documents: the Documents to draw from; at least two, unless the objective is "sop".
+        size: tokens of a pair, without [CLS] and [SEP]s. edges: ids of [CLS] and [SEP]. pad_id: of padding.
+        unit: "sentence", a sentence and the next one; or "segment", packed up to the size, now and then (short_seq_prob)
+            to a smaller one.
+        objective: "nsp" or "sop". seed: of the run, at least 0.
+        sample: how many pairs of an epoch to take, drawn by seed; None takes all.
+
+    Source: Devlin et al. 2018, section 3.1 and appendix A.2, https://arxiv.org/abs/1810.04805; sop: Lan et al. 2019,
+    section 3.1, https://arxiv.org/abs/1909.11942
+    """
+
+    def __init__(self, documents, *, size, edges, pad_id, unit, objective, short_seq_prob, seed, sample=None):
+        self.documents, self.size, self.edges, self.pad_id, self.unit = documents, size, edges, pad_id, unit
+        self.swap, self.short_seq_prob, self.seed, self.sample = objective == "sop", short_seq_prob, seed, sample
+        self.epoch, self.planned, self.counts = 0, None, {}
+
+    def plan(self, epoch):
+        """The pairs of an epoch, as plan_sentences and plan_segments return them; kept until another is asked for."""
+        if self.planned is None or self.planned[0] != epoch:
+            if self.unit == "sentence":
+                plan = plan_sentences(self.documents, self.seed, epoch)
+            else:
+                plan = plan_segments(self.documents, self.seed, epoch, size=self.size, swap=self.swap,
+                                     short_seq_prob=self.short_seq_prob)
+            if self.sample is not None and self.sample < len(plan):
+                plan = plan[np.sort(np.random.default_rng(self.seed).permutation(len(plan))[: self.sample])]
+            self.planned = epoch, plan
+        return self.planned[1]
+
+    def count(self, epoch):
+        """Count the pairs of an epoch."""
+        if epoch not in self.counts:
+            self.counts[epoch] = len(self.plan(epoch))
+        return self.counts[epoch]
+
+    def pair(self, example):
+        """Make a pair: (ids of A, ids of B, label, number of B's first sentence)."""
+        documents, size = self.documents, self.size
+        start, middle, end, label = self.plan(self.epoch)[example].tolist()
+        # A tuple, not a sum; and its own stream, as masks are drawn with this tuple too.
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.epoch, example), spawn_key=(1,)))
+        a, other = documents.ids(start, middle), middle
+        if label and not self.swap:
+            first, behind = documents.around(start)
+            other = int(rng.integers(documents.starts[-1] - (behind - first)))
+            other += int(behind - first) * (other >= first)
+            room = max(size - len(a), size // 4)
+            wanted = min(room, int(documents.lengths[middle:end].sum()) or room)  # as long as the true one, if there is
+            middle, end, total = other, other + 1, int(documents.lengths[other])
+            behind = documents.around(other)[1]
+            while self.unit == "segment" and end < behind and total < wanted and total + documents.lengths[end] <= room:
+                end, total = end + 1, total + int(documents.lengths[end])
+            b = documents.ids(middle, end)
+            if self.unit == "segment":
+                b = truncate_pair(b, b[:0], room, rng)[0]
+        else:
+            b = documents.ids(middle, end)
+        a, b = truncate_pair(a, b, size, rng)
+        return (b, a, label, other) if self.swap and label else (a, b, label, other)
+
+    def rows(self, examples):
+        """Make rows of ids (seq,) with special tokens, of token types (seq,), and labels, for numbers of examples."""
+        cls, sep = self.edges
+        ids, types, labels = [], [], []
+        for example in examples:
+            a, b, label, _ = self.pair(example)
+            ids.append(np.concatenate([[cls], a, [sep], b, [sep]]))
+            types.append(np.repeat([0, 1], [len(a) + 2, len(b) + 1]))
+            labels.append(label)
+        if not examples:  # the last global batch can leave a process without any: it joins, and predicts nothing
+            ids, types, labels = [np.array([cls, sep, sep])], [np.array([0, 0, 1])], [-100]
+        return ids, types, labels
+
+    def __call__(self, examples):
+        """Make a batch of the examples of these numbers. There may be none: then of one pair with the label -100.
+
+        Returns:
+            input_ids, token_type_ids, attention_mask: (batch, seq). next_sentence_label: (batch,), 0 where B follows A.
+        """
+        ids, types, labels = self.rows(examples)
+        return {"input_ids": pad(ids, self.pad_id), "token_type_ids": pad(types, 0),
+                "attention_mask": pad([np.ones_like(row) for row in ids], 0),
+                "next_sentence_label": torch.tensor(labels)}
+
+
+class PretrainingCollator(PairCollator):
+    """Make pairs as PairCollator does, and hide tokens in them as MaskingCollator does.
+
+    Args:
+        special: True for tokens that are never hidden; bool array of shape (vocab,).
+        continues: what word_continuations returned, for whole-word masking; None hides single tokens.
+        masking: dict of the arguments of mask_tokens: mask_id, vocab_size and the probabilities.
+        pairs: arguments of PairCollator.
+    """
+
+    def __init__(self, documents, *, special, masking, continues=None, **pairs):
+        super().__init__(documents, **pairs)
+        self.special, self.continues, self.masking = special, continues, masking
+
+    def __call__(self, examples):
+        """Make a batch, as PairCollator does, with positions and targets as MaskingCollator makes them."""
+        ids, types, labels = self.rows(examples)
+        masked = []
+        for row, example in zip(ids, examples or [0], strict=True):
+            continues = None if self.continues is None else self.continues[row]
+            masked.append(mask_tokens(row, self.special[row], seed=self.seed, epoch=self.epoch, example_id=example,
+                                      continues=continues, **self.masking))
+        targets = pad([row for _, row in masked], -100).ravel()  # (batch x seq,)
+        positions = (targets != -100).nonzero().ravel()
+        return {"input_ids": pad([row for row, _ in masked], self.pad_id), "token_type_ids": pad(types, 0),
+                "attention_mask": pad([np.ones_like(row) for row in ids], 0), "positions": positions,
+                "targets": targets[positions], "next_sentence_label": torch.tensor(labels)}

@@ -148,6 +148,10 @@ class StopSignal:
             signal.signal(number, handler)
 
 
+def ignore_interrupts(_worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
+
+
 def cut_log(path, step):
     """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
     kept = []

@@ -1,5 +1,7 @@
 """The order in which examples are seen: the same on any number of processes."""
 
+import math
+
 import numpy as np
 from torch.utils.data import Sampler
 
@@ -12,7 +14,7 @@ class GlobalBatchSampler(Sampler):
     before each pass, and `first_update` where a resume goes on within it: nothing before it is read.
 
     Args:
-        n: number of examples.
+        n: number of examples, or a function that gives it for each epoch, from 0.
         batch_size: examples per process and pass. accumulation_steps: passes per update.
         num_processes, rank: how many processes train together, and which this is.
         seed: seed of the run, at least 0.
@@ -22,20 +24,43 @@ class GlobalBatchSampler(Sampler):
         self.n, self.batch_size, self.accumulation_steps = n, batch_size, accumulation_steps
         self.num_processes, self.rank, self.seed, self.epoch, self.first_update = num_processes, rank, seed, 0, 0
         self.global_batch = batch_size * accumulation_steps * num_processes
-        self.updates_per_epoch = -(-n // self.global_batch)
 
     def __iter__(self):
         # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0 in epoch 1.
-        order, size = np.random.default_rng((self.seed, self.epoch)).permutation(self.n), self.global_batch
-        for start in range(self.first_update * size, self.n - size + 1, size):
+        n, size = self.examples_in(self.epoch), self.global_batch
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(n)
+        for start in range(self.first_update * size, n - size + 1, size):
             for i in range(self.accumulation_steps):
                 at = start + (i * self.num_processes + self.rank) * self.batch_size
                 yield order[at : at + self.batch_size].tolist()
-        if self.n % size and self.first_update <= self.n // size:  # the rest, split evenly; a piece may be empty
-            pieces = np.array_split(order[self.n - self.n % size :], self.accumulation_steps * self.num_processes)
+        if n % size and self.first_update <= n // size:  # the rest, split evenly; a piece may be empty
+            pieces = np.array_split(order[n - n % size :], self.accumulation_steps * self.num_processes)
             yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
+
+    def examples_in(self, epoch):
+        return self.n(epoch) if callable(self.n) else self.n
+
+    def updates_in(self, epoch):
+        return -(-self.examples_in(epoch) // self.global_batch)
+
+    def updates_until(self, epochs):
+        """Count the updates of so many epochs, which may be a fraction."""
+        whole = int(epochs)
+        return math.ceil(sum(map(self.updates_in, range(whole))) + (epochs - whole) * self.updates_in(whole))
+
+    def place(self, update):
+        """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
+        epoch = 0
+        while update and update >= (updates := self.updates_in(epoch)):
+            epoch, update = epoch + 1, update - updates
+        return epoch, update
+
+    def epochs_until(self, update):
+        """Count the epochs that the updates up to this one make, as a fraction."""
+        epoch, done = self.place(update)
+        return epoch + (done / self.updates_in(epoch) if done else 0)
 
     def examples_until(self, update):
         """Count the examples, of all processes, that the updates up to this one have seen."""
-        epochs, updates = divmod(update, self.updates_per_epoch)
-        return epochs * self.n + updates * self.global_batch
+        epoch, done = self.place(update)
+        return sum(map(self.examples_in, range(epoch))) + done * self.global_batch

@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pyarrow as pa
 
 
 class FlatTokenizer:
@@ -92,3 +93,9 @@ class FlatTokenizer:
         """Tokenize a list of texts: int32 ids (tokens,) and int64 offsets (texts + 1,) into them."""
         self.encode = self.encode or self.encoder(self.name)
         return self.encode(texts)
+
+
+def tokenize_batch(table, tokenizer):
+    """Tokenize the column `text` of an Arrow table: lists of int32 over one flat array, in the column `ids`."""
+    ids, offsets = tokenizer(table["text"].to_pylist())
+    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids), "document": table["document"]})

@@ -1,0 +1,130 @@
+"""Documents of sentences, and how an epoch pairs them."""
+
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+
+class Documents:
+    """Tokenized sentences in their documents, found by number without a copy of them in memory.
+
+    Sentences without tokens are left out, and documents of which a single sentence is left, as they make no pair.
+
+    Args:
+        tokens: Dataset of `ids` (int32 lists) and `document`, a row for each sentence, in the Arrow format.
+        wanted: which documents to take; bool array of shape (documents of the data set,), None takes all.
+
+    Attributes:
+        starts: number of the first sentence of each document, and that of all sentences; int64, (documents + 1,).
+        lengths: tokens of each sentence; int64, (sentences,).
+        single: how many documents were left out for their single sentence.
+        tokens: the number of tokens in the sentences that were kept.
+    """
+
+    def __init__(self, tokens, wanted=None):
+        self.table = tokens
+        lengths = pa.compute.list_value_length(tokens.data["ids"]).to_numpy()  # (rows,)
+        numbers = tokens.data["document"].to_numpy()
+        numbers = np.cumsum(np.diff(numbers, prepend=numbers[:1]) != 0)  # of documents, from 0, without gaps
+        rows = np.flatnonzero((lengths > 0) & (True if wanted is None else wanted[numbers]))
+        counts = np.bincount(numbers[rows], minlength=1)  # sentences of each document
+        self.single = int((counts == 1).sum())
+        rows = rows[counts[numbers[rows]] > 1]
+        self.lengths, numbers = lengths[rows].astype(np.int64), numbers[rows]
+        self.starts = np.concatenate([np.flatnonzero(np.diff(numbers, prepend=-1)), [len(rows)]])
+        # Where the tokens of a sentence lie: in which piece of the table, and from where on in it.
+        sizes = [len(chunk) for chunk in tokens.data["ids"].chunks]
+        self.piece = np.repeat(np.arange(len(sizes)), sizes)[rows]
+        offsets = [chunk.offsets.to_numpy()[:-1] for chunk in tokens.data["ids"].chunks]
+        self.offset = np.concatenate([np.zeros(0, np.int64), *offsets])[rows]
+        self.map_pieces()
+
+    def map_pieces(self):
+        self.pieces = [chunk.values.to_numpy() for chunk in self.table.data["ids"].chunks]  # no copies
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "pieces"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.map_pieces()
+
+    def __len__(self):
+        return len(self.starts) - 1
+
+    def ids(self, start, end):
+        """Token ids of the sentences from `start` up to `end`, one after the other: int64 array."""
+        parts = [self.pieces[piece][offset : offset + length] for piece, offset, length in zip(
+            self.piece[start:end], self.offset[start:end], self.lengths[start:end], strict=True)]
+        return np.concatenate(parts or [np.zeros(0)]).astype(np.int64)
+
+    def around(self, sentence):
+        """The document that a sentence stands in: (number of its first sentence, number behind its last)."""
+        document = np.searchsorted(self.starts, sentence, side="right") - 1
+        return self.starts[document], self.starts[document + 1]
+
+
+def plan_sentences(documents, seed, epoch):
+    """Plan an epoch in which each sentence but the last of a document is A once.
+
+    Returns:
+        int64 array (pairs, 4): A is the sentences from column 0 up to column 1, its true B those from there up to
+        column 2, and column 3 is the label: 0 where B follows A, 1 where another B is to take its place.
+    """
+    first = np.delete(np.arange(documents.starts[-1]), documents.starts[1:] - 1)
+    rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))  # not that of the order
+    return np.stack([first, first + 1, first + 2, rng.integers(2, size=len(first))], axis=1)
+
+
+def plan_segments(documents, seed, epoch, *, size, short_seq_prob, swap):
+    """Plan an epoch of BERT's packed segments: the same columns as plan_sentences.
+
+    A document is packed, sentence by sentence, into chunks of up to `size` tokens, now and then of less, and each chunk
+    is split at random. Where another B takes the place of the true one, the next chunk begins with the sentences that
+    were not shown, so that each is seen. A chunk of one sentence takes the next one too; at the end of a document it
+    joins the one before it, or stands alone where B is another anyway. (The original makes every such chunk a negative
+    example, and most of all examples with it.)
+
+    Args:
+        size: tokens of A and B together, without special tokens. Only a pair of two sentences can have more.
+        short_seq_prob: share of the chunks that are packed to a length drawn from 2 to size.
+        swap: label 1 stands for the two in the other order, so that both are always shown.
+
+    Source: Devlin et al. 2018, appendix A.2, and create_pretraining_data.py of https://github.com/google-research/bert
+    """
+    rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))  # not that of the order
+    lengths, rows = documents.lengths.tolist(), []
+    for first, last in pairwise(documents.starts.tolist()):
+        start = first
+        while start < last:
+            short, share, split, coin = rng.random(4).tolist()
+            target = 2 + int(share * (size - 1)) if short < short_seq_prob else size
+            end, total = start, 0
+            while end < last and (end - start < 2 or (total < target and total + lengths[end] <= size)):
+                end, total = end + 1, total + lengths[end]
+            label = int(coin < 0.5)
+            if end - start == 1:  # the last sentence of the document
+                shown = (start, end, end) if label and not swap else (start - 1, start, end)
+                rows.append((*shown, label))
+                break
+            most, total = start + 1, lengths[start]  # A leaves a quarter of the room to B
+            while most + 1 < end and total + lengths[most] <= size * 3 // 4:
+                most, total = most + 1, total + lengths[most]
+            middle = start + 1 + int(split * (most - start))
+            rows.append((start, middle, end, label))
+            start = middle if label and not swap else end
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
+
+
+def truncate_pair(a, b, size, rng):
+    """Shorten two arrays to `size` tokens together: from the longer one, at its front or back at random.
+
+    Source: Devlin et al. 2018, appendix A.2; truncate_seq_pair in https://github.com/google-research/bert
+    """
+    if len(a) + len(b) <= size:
+        return a, b
+    kept = min(len(a), max(size - len(b), size - size // 2)), min(len(b), max(size - len(a), size // 2))
+    fronts = [rng.binomial(len(part) - length, 0.5) for part, length in zip((a, b), kept, strict=True)]
+    return tuple(part[front : front + length] for part, front, length in zip((a, b), fronts, kept, strict=True))

@@ -1,0 +1,60 @@
+"""Models and tokenizers from a folder or the Hub."""
+
+import math
+import os
+
+from transformers import AutoConfig, AutoTokenizer
+
+from utils.reading import InputError
+
+
+def load_pretrained(load, flag, name, **settings):
+    """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
+    try:
+        return load(name, **settings)
+    except Exception as error:  # a wrong name, no network, a damaged file, sizes that do not fit: the user's to mend
+        advice = ("Expected a folder of config.json, tokenizer.json and model.safetensors; check the path."
+                  if os.path.isdir(name) or name.startswith((".", "/", "~")) else
+                  "It is no folder, so it was looked up on the Hub: check the spelling. Without network, load it where "
+                  f"there is one (hf download {name} --local-dir DIR) and give that folder.")
+        raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
+
+
+def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_length, **hub):
+    """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
+    config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
+    try:
+        if config_overrides:
+            config.update_from_string(config_overrides)
+    except (ValueError, IndexError) as error:
+        raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,KEY=VALUE with keys "
+                         "of the model's config.json") from None
+    flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)
+    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, name, **hub)
+    for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id),
+                        ("[CLS]", edge_ids(tokenizer)[0]), ("[SEP]", edge_ids(tokenizer)[1])):
+        if token is None:
+            raise InputError(f"{flag} {name}: its tokenizer has no {kind} token. Take a model that was made for masked "
+                             "language modelling, such as bert-base-uncased.")
+    if tokenizer.is_fast:  # what a tokenizer.json says of lengths is for other uses, and would change with each use
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    longest = longest_input(config, tokenizer)
+    if max_seq_length > longest:
+        raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest}. Give that or less.")
+    return config, tokenizer
+
+
+def edge_ids(tokenizer):
+    """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
+    return [tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
+            tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
+
+
+def longest_input(config, tokenizer):
+    """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
+    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
+    offset = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod")
+    if "roberta" in config.model_type or config.model_type in offset:  # their positions begin behind the padding id
+        longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
+    return longest
