@@ -1019,10 +1019,11 @@ def read_parquet(path):
 
 
 # Copied from utils.reading.read_paragraphs
-def read_paragraphs(path):
+def read_paragraphs(path, separator="auto"):
     """Read plain text, a paragraph a line, as read_texts does: yields (texts, documents).
 
-    A blank line ends a document; a file without blank lines between its lines has one document a line.
+    A blank line ends a document; a file without blank lines between its lines has one document a line ("auto"). Or one
+    of the two, whatever the file has: "blank_line" or "line".
     """
     def read_trimmed():  # without a Python object for each line, which would take most of the time
         for _, raw in read_chunks(path):
@@ -1033,8 +1034,8 @@ def read_paragraphs(path):
             lines = pa.compute.utf8_trim_whitespace(lines)  # (lines,); line ends, too
             yield lines, pa.compute.binary_length(lines).to_numpy() > 0
 
-    separated, lines, first, filled = False, 0, None, 0
-    for _, has_text in read_trimmed():
+    separated, lines, first, filled = separator == "blank_line", 0, None, 0
+    for _, has_text in read_trimmed() if separator == "auto" else ():
         places = lines + np.flatnonzero(has_text)
         if len(places):
             first = places[0] if first is None else first
@@ -1051,8 +1052,21 @@ def read_paragraphs(path):
         yield texts.filter(pa.array(has_text)), documents[has_text]
 
 
+# Copied from utils.reading.number_rows
+def number_rows(texts, first, separator):
+    """Number the documents of a table's rows from `first` on: (texts and documents as of read_texts, the next number).
+
+    Each row is a document; where the separator is "blank_line", a row without text ends one.
+    """
+    texts = [(text or "").strip() for text in texts]
+    ends = np.array([separator != "blank_line" or not text for text in texts], dtype=np.int64)
+    documents = first + np.cumsum(ends) - ends
+    filled = np.array(list(map(bool, texts)), dtype=bool)
+    return pa.array([text for text in texts if text], pa.large_string()), documents[filled], first + ends.sum()
+
+
 # Copied from utils.reading.read_texts
-def read_texts(path, column):
+def read_texts(path, column, separator="auto"):
     """Read the texts of a file, without the empty ones: paragraphs, or the rows of a table.
 
     Plain text, which any ending but those of tables is, is read by read_paragraphs. In .jsonl, .json, .csv, .tsv and
@@ -1061,6 +1075,7 @@ def read_texts(path, column):
     Args:
         path: the file; all kinds also as .gz.
         column: which column or key of a table holds the text.
+        separator: what ends a document: "auto", as said above; "blank_line", also a row without text; "line" or "row".
 
     Yields:
         (texts, documents): an Arrow array of large_string, and the number of the document of each, from 0 (int64).
@@ -1071,11 +1086,11 @@ def read_texts(path, column):
     readers = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
     reader = readers.get(os.path.splitext(path.lower().removesuffix(".gz"))[1])
     if reader is None:
-        yield from read_paragraphs(path)
+        yield from read_paragraphs(path, "line" if separator == "row" else separator)
         return
-    rows = enumerate(reader(path))
+    rows, number = reader(path), 0
     while batch := list(itertools.islice(rows, 10_000)):
-        for _, (place, row) in batch:
+        for place, row in batch:
             if column not in row or not isinstance(row[column], str | None):
                 fault = (f"expected text in column {column!r}, found {str(row[column])[:40]!r}" if column in row else
                          f"there is no column {column!r}; the columns are {', '.join(map(str, row))}")
@@ -1083,18 +1098,17 @@ def read_texts(path, column):
             if re.search("[\ud800-\udfff]", row[column] or ""):
                 raise InputError(f"{place}: column {column!r} holds half a character (a lone surrogate, such as a "
                                  "cut-off emoji leaves). Expected Unicode text; take it out of the file.")
-        filled = [(number, text) for number, (_, row) in batch if (text := (row[column] or "").strip())]
-        yield (pa.array([text for _, text in filled], pa.large_string()),
-               np.array([number for number, _ in filled], dtype=np.int64))
+        texts, documents, number = number_rows([row[column] for _, row in batch], number, separator)
+        yield texts, documents
 
 
 # Copied from utils.reading.read_all_texts
-def read_all_texts(paths, column):
+def read_all_texts(paths, column, separator="auto"):
     """Read several files as read_texts does, documents numbered through. InputError where none of them has any text."""
     start = rows = 0
     for path in paths:
         last = -1
-        for texts, documents in read_texts(path, column):
+        for texts, documents in read_texts(path, column, separator):
             yield texts, documents + start
             rows, last = rows + len(texts), documents[-1] if len(documents) else last
         start += last + 1
@@ -1495,7 +1509,7 @@ def parse_with_config(parser, argv=None):
 
 
 # Copied from utils.sources.find_sources
-def find_sources(files, dataset_name, dataset_config_name, column, splits):
+def find_sources(files, dataset_name, dataset_config_name, column, splits, separator="auto"):
     """Find the text of each split: dict of split to (fingerprint of its content, function that yields batches, name).
 
     Args:
@@ -1503,6 +1517,7 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits):
         dataset_name, dataset_config_name: a data set of the Hub, or a folder, instead of files.
         column: the column that holds the text.
         splits: the splits that are wanted.
+        separator: what ends a document, as for read_texts.
 
     Raises:
         InputError: a file, the data set or its column is not there.
@@ -1512,7 +1527,8 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits):
         if files[split]:
             paths = find_files(files[split], f"--{split}_file")
             name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
-            sources[split] = (f"{hash_files(paths)} {column}", partial(read_all_texts, paths, column), name)
+            sources[split] = (f"{hash_files(paths)} {column} {separator}",
+                              partial(read_all_texts, paths, column, separator), name)
     if not dataset_name:
         return sources
     try:
@@ -1529,25 +1545,24 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits):
                 raise InputError(f"--dataset_name {dataset_name}: there is no column {column!r}; the columns are "
                                  f"{', '.join(loaded[split].column_names)}. Name one with --text_column_name.")
             name = f"{dataset_name} ({split})"
-            sources[split] = (f"{loaded[split]._fingerprint} {column}",
-                              partial(read_dataset, loaded[split], column, f"--dataset_name {name}"), name)
+            sources[split] = (f"{loaded[split]._fingerprint} {column} {separator}",
+                              partial(read_dataset, loaded[split], column, f"--dataset_name {name}", separator), name)
     return sources
 
 
 # Copied from utils.sources.read_dataset
-def read_dataset(rows, column, name):
-    """Read the texts of a Dataset as read_all_texts reads those of files: yields (texts, row numbers)."""
-    found = False
+def read_dataset(rows, column, name, separator="auto"):
+    """Read the texts of a Dataset as read_all_texts reads those of files: yields (texts, documents)."""
+    found, document = False, 0
     for start in range(0, len(rows), 10_000):
-        texts = list(enumerate(rows[start : start + 10_000][column], start))
-        for number, text in texts:
+        texts = rows[start : start + 10_000][column]
+        for number, text in enumerate(texts, start):
             if not isinstance(text, str | None):
                 raise InputError(f"{name}, row {number}: expected text in column {column!r}, found {str(text)[:40]!r}. "
                                  "Name the column that holds the text with --text_column_name.")
-        filled = [(number, text.strip()) for number, text in texts if text and text.strip()]
-        found |= bool(filled)
-        yield (pa.array([text for _, text in filled], pa.large_string()),
-               np.array([number for number, _ in filled], dtype=np.int64))
+        texts, documents, document = number_rows(texts, document, separator)
+        found |= bool(len(texts))
+        yield texts, documents
     if not found:
         raise InputError(f"{name}: there is no text in column {column!r}. Name another with --text_column_name.")
 

@@ -123,8 +123,8 @@ class PairCollator:
     Args:
         documents: the Documents to draw from; at least two, unless the objective is "sop".
         size: tokens of a pair, without [CLS] and [SEP]s. edges: ids of [CLS] and [SEP]. pad_id: of padding.
-        unit: "sentence", a sentence and the next one; or "segment", packed up to the size, now and then (short_seq_prob)
-            to a smaller one.
+        unit: "sentence", a sentence and the next one; or "segment", packed up to the size, or with the chance of
+            short_seq_prob to a smaller one.
         objective: "nsp" or "sop". seed: of the run, at least 0.
         sample: how many pairs of an epoch to take, drawn by seed; None takes all.
 

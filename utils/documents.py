@@ -13,31 +13,41 @@ class Documents:
     Sentences without tokens are left out, and documents of which a single sentence is left, as they make no pair.
 
     Args:
-        tokens: Dataset of `ids` (int32 lists) and `document`, a row for each sentence, in the Arrow format.
-        wanted: which documents to take; bool array of shape (documents of the data set,), None takes all.
+        table: Dataset of `ids` (int32 lists) and `document`, a row for each sentence, in the Arrow format.
+        part: (which, percent): "all" documents, "drawn" ones of so many percent, by number alone, or the "rest".
+        sentences_per_document: cut documents after so many sentences; None leaves them whole.
 
     Attributes:
         starts: number of the first sentence of each document, and that of all sentences; int64, (documents + 1,).
         lengths: tokens of each sentence; int64, (sentences,).
         single: how many documents were left out for their single sentence.
-        tokens: the number of tokens in the sentences that were kept.
     """
 
-    def __init__(self, tokens, wanted=None):
-        self.table = tokens
-        lengths = pa.compute.list_value_length(tokens.data["ids"]).to_numpy()  # (rows,)
-        numbers = tokens.data["document"].to_numpy()
-        numbers = np.cumsum(np.diff(numbers, prepend=numbers[:1]) != 0)  # of documents, from 0, without gaps
-        rows = np.flatnonzero((lengths > 0) & (True if wanted is None else wanted[numbers]))
-        counts = np.bincount(numbers[rows], minlength=1)  # sentences of each document
-        self.single = int((counts == 1).sum())
-        rows = rows[counts[numbers[rows]] > 1]
-        self.lengths, numbers = lengths[rows].astype(np.int64), numbers[rows]
+    def __init__(self, table, part=("all", 0), sentences_per_document=None):
+        self.table = table
+        lengths = pa.compute.list_value_length(table.data["ids"]).to_numpy()  # (rows,)
+        rows = np.flatnonzero(lengths > 0)
+        numbers = table.data["document"].to_numpy()[rows]  # of documents
+        begins = np.diff(numbers, prepend=-1) != 0
+        if sentences_per_document:
+            place = np.arange(len(rows)) - np.flatnonzero(begins)[np.cumsum(begins) - 1]  # in its document
+            begins = place % sentences_per_document == 0
+        numbers = np.cumsum(begins) - 1  # from 0, without gaps
+        count = int(begins.sum())
+        drawn = np.zeros(count, dtype=bool)
+        drawn[np.random.default_rng(0).permutation(count)[: max(0, min(max(1, round(count * part[1] / 100)),
+                                                                       count - 1))]] = True
+        wanted = {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[part[0]]
+        sentences = np.bincount(numbers, minlength=count)  # of each document
+        self.single = int((wanted & (sentences == 1)).sum())
+        kept = (wanted & (sentences > 1))[numbers]
+        rows, numbers = rows[kept], numbers[kept]
+        self.lengths = lengths[rows].astype(np.int64)
         self.starts = np.concatenate([np.flatnonzero(np.diff(numbers, prepend=-1)), [len(rows)]])
         # Where the tokens of a sentence lie: in which piece of the table, and from where on in it.
-        sizes = [len(chunk) for chunk in tokens.data["ids"].chunks]
-        self.piece = np.repeat(np.arange(len(sizes)), sizes)[rows]
-        offsets = [chunk.offsets.to_numpy()[:-1] for chunk in tokens.data["ids"].chunks]
+        chunks = table.data["ids"].chunks
+        self.piece = np.repeat(np.arange(len(chunks)), list(map(len, chunks)))[rows]
+        offsets = [chunk.offsets.to_numpy()[:-1] for chunk in chunks]
         self.offset = np.concatenate([np.zeros(0, np.int64), *offsets])[rows]
         self.map_pieces()
 

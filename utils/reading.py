@@ -139,10 +139,11 @@ def read_parquet(path):
         raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
 
 
-def read_paragraphs(path):
+def read_paragraphs(path, separator="auto"):
     """Read plain text, a paragraph a line, as read_texts does: yields (texts, documents).
 
-    A blank line ends a document; a file without blank lines between its lines has one document a line.
+    A blank line ends a document; a file without blank lines between its lines has one document a line ("auto"). Or one
+    of the two, whatever the file has: "blank_line" or "line".
     """
     def read_trimmed():  # without a Python object for each line, which would take most of the time
         for _, raw in read_chunks(path):
@@ -153,8 +154,8 @@ def read_paragraphs(path):
             lines = pa.compute.utf8_trim_whitespace(lines)  # (lines,); line ends, too
             yield lines, pa.compute.binary_length(lines).to_numpy() > 0
 
-    separated, lines, first, filled = False, 0, None, 0
-    for _, has_text in read_trimmed():
+    separated, lines, first, filled = separator == "blank_line", 0, None, 0
+    for _, has_text in read_trimmed() if separator == "auto" else ():
         places = lines + np.flatnonzero(has_text)
         if len(places):
             first = places[0] if first is None else first
@@ -171,7 +172,19 @@ def read_paragraphs(path):
         yield texts.filter(pa.array(has_text)), documents[has_text]
 
 
-def read_texts(path, column):
+def number_rows(texts, first, separator):
+    """Number the documents of a table's rows from `first` on: (texts and documents as of read_texts, the next number).
+
+    Each row is a document; where the separator is "blank_line", a row without text ends one.
+    """
+    texts = [(text or "").strip() for text in texts]
+    ends = np.array([separator != "blank_line" or not text for text in texts], dtype=np.int64)
+    documents = first + np.cumsum(ends) - ends
+    filled = np.array(list(map(bool, texts)), dtype=bool)
+    return pa.array([text for text in texts if text], pa.large_string()), documents[filled], first + ends.sum()
+
+
+def read_texts(path, column, separator="auto"):
     """Read the texts of a file, without the empty ones: paragraphs, or the rows of a table.
 
     Plain text, which any ending but those of tables is, is read by read_paragraphs. In .jsonl, .json, .csv, .tsv and
@@ -180,6 +193,7 @@ def read_texts(path, column):
     Args:
         path: the file; all kinds also as .gz.
         column: which column or key of a table holds the text.
+        separator: what ends a document: "auto", as said above; "blank_line", also a row without text; "line" or "row".
 
     Yields:
         (texts, documents): an Arrow array of large_string, and the number of the document of each, from 0 (int64).
@@ -190,11 +204,11 @@ def read_texts(path, column):
     readers = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
     reader = readers.get(os.path.splitext(path.lower().removesuffix(".gz"))[1])
     if reader is None:
-        yield from read_paragraphs(path)
+        yield from read_paragraphs(path, "line" if separator == "row" else separator)
         return
-    rows = enumerate(reader(path))
+    rows, number = reader(path), 0
     while batch := list(itertools.islice(rows, 10_000)):
-        for _, (place, row) in batch:
+        for place, row in batch:
             if column not in row or not isinstance(row[column], str | None):
                 fault = (f"expected text in column {column!r}, found {str(row[column])[:40]!r}" if column in row else
                          f"there is no column {column!r}; the columns are {', '.join(map(str, row))}")
@@ -202,17 +216,16 @@ def read_texts(path, column):
             if re.search("[\ud800-\udfff]", row[column] or ""):
                 raise InputError(f"{place}: column {column!r} holds half a character (a lone surrogate, such as a "
                                  "cut-off emoji leaves). Expected Unicode text; take it out of the file.")
-        filled = [(number, text) for number, (_, row) in batch if (text := (row[column] or "").strip())]
-        yield (pa.array([text for _, text in filled], pa.large_string()),
-               np.array([number for number, _ in filled], dtype=np.int64))
+        texts, documents, number = number_rows([row[column] for _, row in batch], number, separator)
+        yield texts, documents
 
 
-def read_all_texts(paths, column):
+def read_all_texts(paths, column, separator="auto"):
     """Read several files as read_texts does, documents numbered through. InputError where none of them has any text."""
     start = rows = 0
     for path in paths:
         last = -1
-        for texts, documents in read_texts(path, column):
+        for texts, documents in read_texts(path, column, separator):
             yield texts, documents + start
             rows, last = rows + len(texts), documents[-1] if len(documents) else last
         start += last + 1

@@ -11,13 +11,14 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import sentencex
 from tqdm import tqdm
 
-from utils.reading import InputError, find_files, hash_files, read_all_texts
+from utils.reading import InputError, find_files, hash_files, number_rows, read_all_texts
 from utils.tokenizing import FlatTokenizer, tokenize_batch
 
 
-def find_sources(files, dataset_name, dataset_config_name, column, splits):
+def find_sources(files, dataset_name, dataset_config_name, column, splits, separator="auto"):
     """Find the text of each split: dict of split to (fingerprint of its content, function that yields batches, name).
 
     Args:
@@ -25,6 +26,7 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits):
         dataset_name, dataset_config_name: a data set of the Hub, or a folder, instead of files.
         column: the column that holds the text.
         splits: the splits that are wanted.
+        separator: what ends a document, as for read_texts.
 
     Raises:
         InputError: a file, the data set or its column is not there.
@@ -34,7 +36,8 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits):
         if files[split]:
             paths = find_files(files[split], f"--{split}_file")
             name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
-            sources[split] = (f"{hash_files(paths)} {column}", partial(read_all_texts, paths, column), name)
+            sources[split] = (f"{hash_files(paths)} {column} {separator}",
+                              partial(read_all_texts, paths, column, separator), name)
     if not dataset_name:
         return sources
     try:
@@ -51,26 +54,44 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits):
                 raise InputError(f"--dataset_name {dataset_name}: there is no column {column!r}; the columns are "
                                  f"{', '.join(loaded[split].column_names)}. Name one with --text_column_name.")
             name = f"{dataset_name} ({split})"
-            sources[split] = (f"{loaded[split]._fingerprint} {column}",
-                              partial(read_dataset, loaded[split], column, f"--dataset_name {name}"), name)
+            sources[split] = (f"{loaded[split]._fingerprint} {column} {separator}",
+                              partial(read_dataset, loaded[split], column, f"--dataset_name {name}", separator), name)
     return sources
 
 
-def read_dataset(rows, column, name):
-    """Read the texts of a Dataset as read_all_texts reads those of files: yields (texts, row numbers)."""
-    found = False
+def read_dataset(rows, column, name, separator="auto"):
+    """Read the texts of a Dataset as read_all_texts reads those of files: yields (texts, documents)."""
+    found, document = False, 0
     for start in range(0, len(rows), 10_000):
-        texts = list(enumerate(rows[start : start + 10_000][column], start))
-        for number, text in texts:
+        texts = rows[start : start + 10_000][column]
+        for number, text in enumerate(texts, start):
             if not isinstance(text, str | None):
                 raise InputError(f"{name}, row {number}: expected text in column {column!r}, found {str(text)[:40]!r}. "
                                  "Name the column that holds the text with --text_column_name.")
-        filled = [(number, text.strip()) for number, text in texts if text and text.strip()]
-        found |= bool(filled)
-        yield (pa.array([text for _, text in filled], pa.large_string()),
-               np.array([number for number, _ in filled], dtype=np.int64))
+        texts, documents, document = number_rows(texts, document, separator)
+        found |= bool(len(texts))
+        yield texts, documents
     if not found:
         raise InputError(f"{name}: there is no text in column {column!r}. Name another with --text_column_name.")
+
+
+def split_sentences(source, language, sentence_per_line):
+    """Make of a source of paragraphs one of sentences: (fingerprint, function that yields batches, name).
+
+    Args:
+        source: as find_sources returns. language: code that sentencex knows, as en.
+        sentence_per_line: the paragraphs are sentences already.
+    """
+    fingerprint, batches, name = source
+
+    def sentences():
+        for texts, documents in batches():
+            split = [[part for sentence in sentencex.segment(language, text) if (part := sentence.strip())]
+                     for text in texts.to_pylist()]
+            yield (pa.array(itertools.chain.from_iterable(split), pa.large_string()),
+                   np.repeat(documents, list(map(len, split))))
+
+    return source if sentence_per_line else (f"{fingerprint} sentences {language}", sentences, name)
 
 
 def write_texts(batches, path):
