@@ -301,19 +301,8 @@ def prepare_data(args, tokenizer):
     if args.do_predict or (args.prepare_only and args.test_file):
         splits.append("test")
     sources = find_sources(files, args.dataset_name, args.dataset_config_name, args.text_column_name, splits)
-    parts = {split: (source, ("all", 0)) for split, source in sources.items()}
-    if "validation" not in sources and "train" in sources and args.validation_split_percentage:
-        parts["train"] = (sources["train"], ("rest", args.validation_split_percentage))
-        parts["validation"] = (sources["train"], ("drawn", args.validation_split_percentage))
-    if not (args.do_train or args.prepare_only):
-        parts.pop("train", None)
-    for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
-        if getattr(args, flag) and split not in parts and not (args.do_train and split == "validation"):
-            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
-    if not parts:
-        raise InputError("there are no data to prepare: give --train_file, --validation_file or --dataset_name")
-    if args.load_best_model_at_end and "validation" not in parts:
-        raise InputError("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
+    parts = choose_parts(sources, args.validation_split_percentage, {
+        "train": args.do_train, "validation": args.do_eval, "test": args.do_predict}, args.load_best_model_at_end)
     data, seen = {}, set()
     overwrite = args.overwrite_cache and int(os.environ.get("RANK", 0)) == 0  # the others find what the first prepared
     for split, (source, part) in parts.items():
@@ -533,26 +522,6 @@ class GlobalBatchSampler(Sampler):
 # ---------------------------------------------------------------- model
 
 
-def load_mlm_model(name, config, from_scratch, vocab_size, **hub):
-    """Load the model in float32, whatever it was stored in: (model, note), which says what of it starts at random."""
-    if from_scratch:
-        build = partial(AutoModelForMaskedLM.from_config, config, dtype=torch.float32,
-                        trust_remote_code=hub["trust_remote_code"])
-        model = load_pretrained(lambda _: build(), "--model", name)
-        note = "all of it starts at random"
-    else:
-        model, info = load_pretrained(AutoModelForMaskedLM.from_pretrained, "--model", name, config=config,
-                                      dtype=torch.float32, output_loading_info=True, **hub)
-        missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
-        note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
-                else "its masked-language-modelling head comes trained")
-    size = model.get_input_embeddings().num_embeddings
-    if vocab_size > size:
-        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
-        model.resize_token_embeddings(vocab_size)
-    return model, note
-
-
 @torch.no_grad()
 def fill_masks(model, tokenizer, texts, top_k=5):
     """Fill the masks of texts: a dict of text to a list for each mask of its best (word, probability) pairs.
@@ -580,8 +549,8 @@ def fill_masks(model, tokenizer, texts, top_k=5):
 # ---------------------------------------------------------------- evaluate and train
 
 
-# Copied from utils.masked_scores.masked_logits
-def masked_logits(model, batch):
+# Copied from utils.masked_scores.masked_outputs
+def masked_outputs(model, batch):
     """Run a masked language model, with its output layer only where a token is to be predicted.
 
     That layer costs as much as the encoder in small models, and six in seven of its rows would be thrown away. A hook
@@ -589,12 +558,14 @@ def masked_logits(model, batch):
 
     Args:
         model: a model with get_output_embeddings, also inside DistributedDataParallel.
-        batch: positions (predicted,) in the flattened batch, targets, and the model's inputs: input_ids (batch, seq).
+        batch: positions (predicted,) in the flattened batch, targets, perhaps next_sentence_label, and the model's
+            inputs: input_ids (batch, seq).
 
     Returns:
-        float32 scores of shape (predicted, vocab).
+        float32 scores of shape (predicted, vocab), and all that the model returned.
     """
-    inputs = {name: tensor for name, tensor in batch.items() if name not in ("positions", "targets")}
+    aims = ("positions", "targets", "next_sentence_label")
+    inputs = {name: tensor for name, tensor in batch.items() if name not in aims}
     positions, tokens = batch["positions"], batch["input_ids"].numel()
     head = getattr(model, "module", model).get_output_embeddings()
 
@@ -605,10 +576,17 @@ def masked_logits(model, batch):
 
     hook = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else nullcontext()
     with hook:
-        logits = model(**inputs).logits
+        outputs = model(**inputs)
+    logits = outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits
     if logits.dim() == 3:
         logits = logits[:, : batch["input_ids"].shape[1]].flatten(0, 1)[positions]
-    return logits.float()  # a sum of thousands of bfloat16 terms loses its last digits
+    return logits.float(), outputs  # a sum of thousands of bfloat16 terms loses its last digits
+
+
+# Copied from utils.masked_scores.masked_logits
+def masked_logits(model, batch):
+    """Score the vocabulary where a token is to be predicted, as masked_outputs does: float32, (predicted, vocab)."""
+    return masked_outputs(model, batch)[0]
 
 
 @torch.no_grad()
@@ -826,8 +804,9 @@ def main(argv=None):
         data = processes.main_first(partial(prepare_data, args, tokenizer))
         describe(data, begun)
     set_seed(args.seed)
-    model, note = load_mlm_model(str(checkpoint or args.model), None if checkpoint else config,
-                                 args.from_scratch and not checkpoint, len(tokenizer), **hub)
+    model, note = load_model(AutoModelForMaskedLM, str(checkpoint or args.model), None if checkpoint else config,
+                             args.from_scratch and not checkpoint, len(tokenizer), "masked-language-modelling head",
+                             **hub)
     say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
     note = state.setdefault("note", note)  # of the model that the run began with
     precision = accelerator.mixed_precision.replace("no", "float32")
@@ -865,11 +844,8 @@ def main(argv=None):
         if args.do_predict:
             results |= {f"predict_{name.removeprefix('eval_')}": value for name, value in score["test"](model).items()}
     except torch.OutOfMemoryError:
-        batch, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
-        raise InputError(f"the GPU ran out of memory at {batch} examples of {args.max_seq_length} tokens per pass. The "
-                         f"same result in half the memory: --per_device_train_batch_size {max(1, batch // 2)} "
-                         f"--gradient_accumulation_steps {steps * 2}; --gradient_checkpointing and a smaller "
-                         "--max_seq_length help too.") from None
+        raise out_of_memory(args.per_device_train_batch_size, args.max_seq_length,
+                            args.gradient_accumulation_steps) from None
     # What is shown and saved is computed in float32.
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
     fills = fill_masks(model, tokenizer, args.text or [])
@@ -950,10 +926,11 @@ def read_lines(path):
 
 
 # Copied from utils.reading.read_json
-def read_json(path):
+def read_json(path, on_fault=None):
     """Read .jsonl, or .json that is a list, an object with a list under `data`, or lines: yields (place, object).
 
-    InputError names line and column of what is not JSON, or what stands there instead of an object.
+    InputError names line and column of what is not JSON, or what stands there instead of an object; on_fault, if given,
+    is called with place and InputError of such a row instead.
     """
     rows = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
     parsed = False
@@ -976,17 +953,25 @@ def read_json(path):
             row = row if parsed else json.loads(row)
         except (ValueError, RecursionError) as error:
             column, fault = getattr(error, "colno", 1), getattr(error, "msg", error)
-            raise InputError(f"{place}, column {column}: not JSON: {fault} in {row[:40]!r}. Expected one object a "
-                             "line.") from None
-        if not isinstance(row, dict):
+            fault = InputError(f"{place}, column {column}: not JSON: {fault} in {row[:40]!r}. Expected one object a "
+                               "line.")
+        else:
+            if isinstance(row, dict):
+                yield place, row
+                continue
             found = json.dumps(row, ensure_ascii=False)[:40]
-            raise InputError(f"{place}: expected an object such as {{\"text\": …}}, found {found!r}")
-        yield place, row
+            fault = InputError(f"{place}: expected an object such as {{\"text\": …}}, found {found!r}")
+        if on_fault is None:
+            raise fault from None
+        on_fault(place, fault)
 
 
 # Copied from utils.reading.read_csv
-def read_csv(path):
-    """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row."""
+def read_csv(path, on_fault=None):
+    """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row.
+
+    on_fault, if given, is called with place and InputError of a row that has not the columns of the header instead.
+    """
     csv.field_size_limit(2**31 - 1)
     delimiter = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
     lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
@@ -998,9 +983,12 @@ def read_csv(path):
         for row in rows:
             place = f"{path}, line {rows.line_num}"
             if row and len(row) != len(header):
-                raise InputError(f"{place}: expected {len(header)} columns ({', '.join(header)}), found {len(row)}. "
-                                 "Put a value that holds the separator in double quotes.")
-            if row:
+                fault = InputError(f"{place}: expected {len(header)} columns ({', '.join(header)}), found {len(row)}. "
+                                   "Put a value that holds the separator in double quotes.")
+                if on_fault is None:
+                    raise fault
+                on_fault(place, fault)
+            elif row:
                 yield place, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check the quotes.") from None
@@ -1401,6 +1389,15 @@ class Processes:
         return result
 
 
+# Copied from utils.running.out_of_memory
+def out_of_memory(batch_size, max_seq_length, accumulation_steps):
+    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory."""
+    return InputError(
+        f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The same result in "
+        f"half the memory: --per_device_train_batch_size {max(1, batch_size // 2)} --gradient_accumulation_steps "
+        f"{accumulation_steps * 2}; --gradient_checkpointing and a smaller --max_seq_length help too.")
+
+
 # Copied from utils.running.StopSignal
 class StopSignal:
     """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
@@ -1584,6 +1581,36 @@ def write_texts(batches, path):
     return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
 
 
+# Copied from utils.sources.choose_parts
+def choose_parts(sources, percent, tasks, load_best_model_at_end):
+    """Say what each split of a run is made of: dict of split to (source, part), a part being (which, percent).
+
+    Where there are no validation data, so many percent of the training data are "drawn" for it, and training takes the
+    "rest"; else parts are "all".
+
+    Args:
+        sources: as find_sources returns. percent: --validation_split_percentage.
+        tasks: dict of "train", "validation" and "test" to whether the run does what needs it.
+
+    Raises:
+        InputError: something that the run is to do has no data.
+    """
+    parts = {split: (source, ("all", 0)) for split, source in sources.items()}
+    if "validation" not in sources and "train" in sources and percent:
+        parts["train"] = (sources["train"], ("rest", percent))
+        parts["validation"] = (sources["train"], ("drawn", percent))
+    if not tasks["train"]:
+        parts.pop("train", None)
+    for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
+        if tasks[split] and split not in parts and not (tasks["train"] and split == "validation"):
+            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
+    if not parts:
+        raise InputError("there are no data to prepare: give --train_file, --validation_file or --dataset_name")
+    if load_best_model_at_end and "validation" not in parts:
+        raise InputError("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
+    return parts
+
+
 # Copied from utils.sources.write_json
 def write_json(path, value):
     """Write a JSON file so that a reader, or a kill, never meets half of it."""
@@ -1668,6 +1695,31 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
     if max_seq_length > longest:
         raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest}. Give that or less.")
     return config, tokenizer
+
+
+# Copied from utils.models.load_model
+def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code):
+    """Load a model in float32, whatever it was stored in: (model, note), which says what of it starts at random.
+
+    Args:
+        kind: class to load it with, such as AutoModelForMaskedLM. name: Hub name or folder. config: its config or None.
+        from_scratch: random weights. vocab_size: of the tokenizer, to which smaller embeddings grow.
+        head: words for the head, as "masked-language-modelling head".
+    """
+    if from_scratch:
+        build = partial(kind.from_config, config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        model, note = load_pretrained(lambda _: build(), "--model", name), "all of it starts at random"
+    else:
+        model, info = load_pretrained(kind.from_pretrained, "--model", name, config=config, dtype=torch.float32,
+                                      output_loading_info=True, revision=revision, trust_remote_code=trust_remote_code)
+        missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
+        note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
+                else f"its {head} comes trained")
+    size = model.get_input_embeddings().num_embeddings
+    if vocab_size > size:
+        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
+        model.resize_token_embeddings(vocab_size)
+    return model, note
 
 
 # Copied from utils.models.edge_ids
@@ -1885,7 +1937,7 @@ class TrainingRun:
         self.log({prefix + name: value for name, value in scores.items()})
         self.state["latest"] = {"step": self.state["step"], **scores}
         if self.processes.rank == 0:
-            shown = "  ".join(f"{name} {value:.6g}" for name, value in scores.items())
+            shown = "  ".join(f"{name} {value:.6g}" for name, value in islice(scores.items(), 6))
             tqdm.write(f"Update {self.state['step']:>6}  {shown}")
         self.paused += time.perf_counter() - begun
 
@@ -1941,8 +1993,9 @@ class TrainingRun:
 def score_rows(results):
     """List (name, before, after) of the scores, as text."""
     names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
-    return [(name, *(f"{results[key]:,.4f}" if key in results else "-" for key in (f"initial_{name}", name)))
-            for name in names]
+    values = [[results.get(f"initial_{name}"), results.get(name)] for name in names]
+    return [(name, *("-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+                     for value in pair)) for name, pair in zip(names, values, strict=True)]
 
 
 # Copied from utils.training.write_model_card
@@ -2005,9 +2058,10 @@ def upload(output_dir, repository):
 # Copied from utils.training.show_results
 def show_results(results, note, say):
     """Print the scores, before the training and after it. note: what of the model started at random."""
-    trained = any(name.startswith("initial_") for name in results)
-    for name, *values in ([("", "before", "after")] * trained + score_rows(results) if results else ()):
-        say(f"{name:<24}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
+    trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
+    width = max([20, *(len(name) + 2 for name, *_ in rows)])
+    for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
+        say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
     if trained:
         say(f"Before: {note}")
 

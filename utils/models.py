@@ -2,7 +2,9 @@
 
 import math
 import os
+from functools import partial
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from utils.reading import InputError
@@ -58,3 +60,27 @@ def longest_input(config, tokenizer):
     if "roberta" in config.model_type or config.model_type in offset:  # their positions begin behind the padding id
         longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
     return longest
+
+
+def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code):
+    """Load a model in float32, whatever it was stored in: (model, note), which says what of it starts at random.
+
+    Args:
+        kind: class to load it with, such as AutoModelForMaskedLM. name: Hub name or folder. config: its config or None.
+        from_scratch: random weights. vocab_size: of the tokenizer, to which smaller embeddings grow.
+        head: words for the head, as "masked-language-modelling head".
+    """
+    if from_scratch:
+        build = partial(kind.from_config, config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        model, note = load_pretrained(lambda _: build(), "--model", name), "all of it starts at random"
+    else:
+        model, info = load_pretrained(kind.from_pretrained, "--model", name, config=config, dtype=torch.float32,
+                                      output_loading_info=True, revision=revision, trust_remote_code=trust_remote_code)
+        missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
+        note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
+                else f"its {head} comes trained")
+    size = model.get_input_embeddings().num_embeddings
+    if vocab_size > size:
+        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
+        model.resize_token_embeddings(vocab_size)
+    return model, note

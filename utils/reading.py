@@ -73,10 +73,11 @@ def read_lines(path):
         yield number, [line.removesuffix("\r") for line in raw.removesuffix(b"\n").decode("utf-8").split("\n")]
 
 
-def read_json(path):
+def read_json(path, on_fault=None):
     """Read .jsonl, or .json that is a list, an object with a list under `data`, or lines: yields (place, object).
 
-    InputError names line and column of what is not JSON, or what stands there instead of an object.
+    InputError names line and column of what is not JSON, or what stands there instead of an object; on_fault, if given,
+    is called with place and InputError of such a row instead.
     """
     rows = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
     parsed = False
@@ -99,16 +100,24 @@ def read_json(path):
             row = row if parsed else json.loads(row)
         except (ValueError, RecursionError) as error:
             column, fault = getattr(error, "colno", 1), getattr(error, "msg", error)
-            raise InputError(f"{place}, column {column}: not JSON: {fault} in {row[:40]!r}. Expected one object a "
-                             "line.") from None
-        if not isinstance(row, dict):
+            fault = InputError(f"{place}, column {column}: not JSON: {fault} in {row[:40]!r}. Expected one object a "
+                               "line.")
+        else:
+            if isinstance(row, dict):
+                yield place, row
+                continue
             found = json.dumps(row, ensure_ascii=False)[:40]
-            raise InputError(f"{place}: expected an object such as {{\"text\": …}}, found {found!r}")
-        yield place, row
+            fault = InputError(f"{place}: expected an object such as {{\"text\": …}}, found {found!r}")
+        if on_fault is None:
+            raise fault from None
+        on_fault(place, fault)
 
 
-def read_csv(path):
-    """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row."""
+def read_csv(path, on_fault=None):
+    """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row.
+
+    on_fault, if given, is called with place and InputError of a row that has not the columns of the header instead.
+    """
     csv.field_size_limit(2**31 - 1)
     delimiter = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
     lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
@@ -120,9 +129,12 @@ def read_csv(path):
         for row in rows:
             place = f"{path}, line {rows.line_num}"
             if row and len(row) != len(header):
-                raise InputError(f"{place}: expected {len(header)} columns ({', '.join(header)}), found {len(row)}. "
-                                 "Put a value that holds the separator in double quotes.")
-            if row:
+                fault = InputError(f"{place}: expected {len(header)} columns ({', '.join(header)}), found {len(row)}. "
+                                   "Put a value that holds the separator in double quotes.")
+                if on_fault is None:
+                    raise fault
+                on_fault(place, fault)
+            elif row:
                 yield place, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check the quotes.") from None

@@ -129,6 +129,14 @@ class Processes:
         return result
 
 
+def out_of_memory(batch_size, max_seq_length, accumulation_steps):
+    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory."""
+    return InputError(
+        f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The same result in "
+        f"half the memory: --per_device_train_batch_size {max(1, batch_size // 2)} --gradient_accumulation_steps "
+        f"{accumulation_steps * 2}; --gradient_checkpointing and a smaller --max_seq_length help too.")
+
+
 class StopSignal:
     """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from itertools import islice
 from pathlib import Path
 
 import huggingface_hub
@@ -208,7 +209,7 @@ class TrainingRun:
         self.log({prefix + name: value for name, value in scores.items()})
         self.state["latest"] = {"step": self.state["step"], **scores}
         if self.processes.rank == 0:
-            shown = "  ".join(f"{name} {value:.6g}" for name, value in scores.items())
+            shown = "  ".join(f"{name} {value:.6g}" for name, value in islice(scores.items(), 6))
             tqdm.write(f"Update {self.state['step']:>6}  {shown}")
         self.paused += time.perf_counter() - begun
 
@@ -263,8 +264,9 @@ class TrainingRun:
 def score_rows(results):
     """List (name, before, after) of the scores, as text."""
     names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
-    return [(name, *(f"{results[key]:,.4f}" if key in results else "-" for key in (f"initial_{name}", name)))
-            for name in names]
+    values = [[results.get(f"initial_{name}"), results.get(name)] for name in names]
+    return [(name, *("-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+                     for value in pair)) for name, pair in zip(names, values, strict=True)]
 
 
 def write_model_card(output_dir, base, task, tag, data, results, settings):
@@ -322,8 +324,9 @@ def upload(output_dir, repository):
 
 def show_results(results, note, say):
     """Print the scores, before the training and after it. note: what of the model started at random."""
-    trained = any(name.startswith("initial_") for name in results)
-    for name, *values in ([("", "before", "after")] * trained + score_rows(results) if results else ()):
-        say(f"{name:<24}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
+    trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
+    width = max([20, *(len(name) + 2 for name, *_ in rows)])
+    for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
+        say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
     if trained:
         say(f"Before: {note}")
