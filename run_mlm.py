@@ -499,7 +499,8 @@ class GlobalBatchSampler(Sampler):
     def updates_until(self, epochs):
         """Count the updates of so many epochs, which may be a fraction."""
         whole = int(epochs)
-        return math.ceil(sum(map(self.updates_in, range(whole))) + (epochs - whole) * self.updates_in(whole))
+        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0  # 0.1 x 50 is 5
+        return sum(map(self.updates_in, range(whole))) + math.ceil(rest)
 
     def place(self, update):
         """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
@@ -809,10 +810,7 @@ def main(argv=None):
                              **hub)
     say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
     note = state.setdefault("note", note)  # of the model that the run began with
-    precision = accelerator.mixed_precision.replace("no", "float32")
-    plural = "es" if processes.num_processes > 1 else ""
-    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process{plural}, {threads} CPU threads "
-        f"each, {precision}")
+    describe_processes(accelerator, processes, threads, say)
     masks = collator_settings(tokenizer, args.masking, args.mlm_probability, args.mask_replace_prob,
                               args.random_replace_prob)
     score = {split: partial(evaluate, examples=data[split][0], collator=MaskingCollator(seed=0, **masks),
@@ -826,17 +824,12 @@ def main(argv=None):
             if args.text and not checkpoint:
                 state["fills"] = fill_masks(model, tokenizer, args.text)
             if args.gradient_checkpointing:
-                if not model.supports_gradient_checkpointing:
-                    raise InputError(f"--gradient_checkpointing: a model of the kind {config.model_type} has none")
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                checkpoint_gradients(model)
             collator = MaskingCollator(seed=args.seed, **masks)
             model, results, stopped_by = fit(args, accelerator, processes, model, tokenizer, data["train"][0], collator,
                                              score.get("validation"), state, checkpoint, say)
             if stopped_by:
-                say(f"Stopped by {signal.Signals(stopped_by).name} after update {state['step']}, which is saved. To go "
-                    "on, give the same command with --resume_from_checkpoint latest")
-                accelerator.end_training()
-                sys.exit(128 + stopped_by)
+                end_stopped_run(accelerator, stopped_by, state["step"], say)
         else:
             start_trackers(accelerator, "mlm", vars(args), state)
             model = accelerator.prepare_model(model, evaluation_mode=True)
@@ -852,11 +845,8 @@ def main(argv=None):
     accelerator.log({k: value for k, value in results.items() if k not in ("step", "epoch")}, step=state["step"])
     if rank == 0 and results:
         finish(args, model, tokenizer, data, results, note)
-    show_results(results, note, say)
+    show_results(results, note, args.output_dir, say)
     show_fills(state["fills"], fills, say)
-    if results:
-        say(f"\nResults are in {Path(args.output_dir, 'all_results.json')}"
-            + (f", model and log in {args.output_dir}" if args.do_train else ""))
     accelerator.end_training()
 
 
@@ -1569,14 +1559,18 @@ def write_texts(batches, path):
     """Write batches of (texts, documents) to an Arrow file. Returns counts: paragraphs, repeated, words, characters."""
     schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
     counts, hashes, aside = {"paragraphs": 0, "words": 0, "characters": 0}, [], f"{path}.{os.urandom(4).hex()}.tmp"
-    with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
-            writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
-            strings = texts.to_pylist()
-            counts["paragraphs"] += len(strings)
-            counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
-            counts["characters"] += sum(map(len, strings))
-            hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
+    try:
+        with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
+                writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
+                strings = texts.to_pylist()
+                counts["paragraphs"] += len(strings)
+                counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
+                counts["characters"] += sum(map(len, strings))
+                hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
+    except BaseException:
+        os.unlink(aside)
+        raise
     os.replace(aside, path)  # at once, as another run may be preparing the same text
     return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
 
@@ -1722,6 +1716,14 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
     return model, note
 
 
+# Copied from utils.models.checkpoint_gradients
+def checkpoint_gradients(model):
+    """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 # Copied from utils.models.edge_ids
 def edge_ids(tokenizer):
     """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
@@ -1817,6 +1819,23 @@ def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_
                          "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
     processes = Processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
     return accelerator, processes, threads
+
+
+# Copied from utils.training.describe_processes
+def describe_processes(accelerator, processes, threads, say):
+    """Say what the run runs on."""
+    plural = "es" if processes.num_processes > 1 else ""
+    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process{plural}, {threads} CPU threads "
+        f"each, {accelerator.mixed_precision.replace('no', 'float32')}")
+
+
+# Copied from utils.training.end_stopped_run
+def end_stopped_run(accelerator, number, step, say):
+    """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on. Status: 128 + number."""
+    say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, give the same "
+        "command with --resume_from_checkpoint latest")
+    accelerator.end_training()
+    sys.exit(128 + number)
 
 
 # Copied from utils.training.check_resume
@@ -2056,14 +2075,17 @@ def upload(output_dir, repository):
 
 
 # Copied from utils.training.show_results
-def show_results(results, note, say):
-    """Print the scores, before the training and after it. note: what of the model started at random."""
+def show_results(results, note, output_dir, say):
+    """Print the scores, before the training and after it, and where things are. note: what started at random."""
     trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
     width = max([20, *(len(name) + 2 for name, *_ in rows)])
     for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
         say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
     if trained:
         say(f"Before: {note}")
+    if results:
+        say(f"Results are in {Path(output_dir, 'all_results.json')}"
+            + (f", model and log in {output_dir}" if "step" in results else ""))
 
 
 # Copied from utils.running.ignore_interrupts

@@ -561,26 +561,38 @@ class PairCollator:
         """Make a pair: (ids of A, ids of B, label, number of B's first sentence)."""
         documents, size = self.documents, self.size
         start, middle, end, label = self.plan(self.epoch)[example].tolist()
-        # A tuple, not a sum; and its own stream, as masks are drawn with this tuple too.
-        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.epoch, example), spawn_key=(1,)))
+        # A tuple, not a sum; and a stream of its own, as the masks and the plan are drawn with these numbers, too.
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.epoch, example), spawn_key=(2,)))
         a, other = documents.ids(start, middle), middle
         if label and not self.swap:
-            first, behind = documents.around(start)
-            other = int(rng.integers(documents.starts[-1] - (behind - first)))
-            other += int(behind - first) * (other >= first)
-            room = max(size - len(a), size // 4)
-            wanted = min(room, int(documents.lengths[middle:end].sum()) or room)  # as long as the true one, if there is
-            middle, end, total = other, other + 1, int(documents.lengths[other])
-            behind = documents.around(other)[1]
-            while self.unit == "segment" and end < behind and total < wanted and total + documents.lengths[end] <= room:
-                end, total = end + 1, total + int(documents.lengths[end])
-            b = documents.ids(middle, end)
-            if self.unit == "segment":
-                b = truncate_pair(b, b[:0], room, rng)[0]
+            wanted, several = int(documents.lengths[middle:end].sum()), middle - start > 1
+            other, end = self.other(start, wanted, rng)
+            b = documents.ids(other, end)
+            if several:  # of these sentences none is cut away, as none is from a true pair of several
+                b = truncate_pair(b, b[:0], max(size - len(a), 1), rng)[0]
         else:
             b = documents.ids(middle, end)
         a, b = truncate_pair(a, b, size, rng)
         return (b, a, label, other) if self.swap and label else (a, b, label, other)
+
+    def other(self, sentence, wanted, rng):
+        """Draw a B for the A that begins with a sentence: (number of its first sentence, number behind its last).
+
+        It stands in another document. In the segment unit it is, of eight drawn, the one that is closest to the true
+        B's length of `wanted` tokens: otherwise the lengths alone would tell more than half of the labels.
+        """
+        lengths, (first, behind) = self.documents.lengths, self.documents.around(sentence)
+        draws = rng.integers(self.documents.starts[-1] - (behind - first), size=1 if self.unit == "sentence" else 8)
+        best = None
+        for start in (draws + (behind - first) * (draws >= first)).tolist():
+            end, total = start + 1, int(lengths[start])
+            if self.unit == "segment":
+                until = self.documents.around(start)[1]
+                while end < until and total + lengths[end] // 2 <= wanted:
+                    end, total = end + 1, total + int(lengths[end])
+            if best is None or abs(total - wanted) < best[0]:
+                best = abs(total - wanted), start, end
+        return best[1:]
 
     def rows(self, examples):
         """Make rows of ids (seq,) with special tokens, of token types (seq,), and labels, for numbers of examples."""
@@ -678,7 +690,8 @@ class GlobalBatchSampler(Sampler):
     def updates_until(self, epochs):
         """Count the updates of so many epochs, which may be a fraction."""
         whole = int(epochs)
-        return math.ceil(sum(map(self.updates_in, range(whole))) + (epochs - whole) * self.updates_in(whole))
+        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0  # 0.1 x 50 is 5
+        return sum(map(self.updates_in, range(whole))) + math.ceil(rest)
 
     def place(self, update):
         """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
@@ -954,9 +967,7 @@ def main(argv=None):
                              "pair of heads", **hub)
     say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
     note = state.setdefault("note", note)  # of the model that the run began with
-    plural = "es" if processes.num_processes > 1 else ""
-    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process{plural}, {threads} CPU threads "
-        f"each, {accelerator.mixed_precision.replace('no', 'float32')}")
+    describe_processes(accelerator, processes, threads, say)
     score = {split: partial(evaluate, examples=range(collator.count(0)), collator=collator, processes=processes,
                             batch_size=args.per_device_eval_batch_size, device=accelerator.device,
                             mlm_weight=args.mlm_weight, nsp_weight=args.nsp_weight)
@@ -966,13 +977,12 @@ def main(argv=None):
         if args.do_train:
             check_resume(made_with(args, data, config.model_type, processes.num_processes), processes, state,
                          checkpoint, args.output_dir)
+            if args.gradient_checkpointing:
+                checkpoint_gradients(model)
             model, results, stopped_by = fit(args, accelerator, processes, model, tokenizer, pairs["train"],
                                              score.get("validation"), state, checkpoint, say)
             if stopped_by:
-                say(f"Stopped by {signal.Signals(stopped_by).name} after update {state['step']}, which is saved. To go "
-                    "on, give the same command with --resume_from_checkpoint latest")
-                accelerator.end_training()
-                sys.exit(128 + stopped_by)
+                end_stopped_run(accelerator, stopped_by, state["step"], say)
         else:
             start_trackers(accelerator, "pretraining", vars(args), state)
             model = accelerator.prepare_model(model, evaluation_mode=True)
@@ -988,10 +998,7 @@ def main(argv=None):
     accelerator.log({k: value for k, value in results.items() if k not in ("step", "epoch")}, step=state["step"])
     if rank == 0 and results:
         finish(args, model, tokenizer, data, pairs, results, note)
-    show_results(results, note, say)
-    if results:
-        say(f"\nResults are in {Path(args.output_dir, 'all_results.json')}"
-            + (f", model and log in {args.output_dir}" if args.do_train else ""))
+    show_results(results, note, args.output_dir, say)
     accelerator.end_training()
 
 
@@ -1724,14 +1731,18 @@ def write_texts(batches, path):
     """Write batches of (texts, documents) to an Arrow file. Returns counts: paragraphs, repeated, words, characters."""
     schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
     counts, hashes, aside = {"paragraphs": 0, "words": 0, "characters": 0}, [], f"{path}.{os.urandom(4).hex()}.tmp"
-    with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
-            writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
-            strings = texts.to_pylist()
-            counts["paragraphs"] += len(strings)
-            counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
-            counts["characters"] += sum(map(len, strings))
-            hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
+    try:
+        with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
+                writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
+                strings = texts.to_pylist()
+                counts["paragraphs"] += len(strings)
+                counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
+                counts["characters"] += sum(map(len, strings))
+                hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
+    except BaseException:
+        os.unlink(aside)
+        raise
     os.replace(aside, path)  # at once, as another run may be preparing the same text
     return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
 
@@ -1877,6 +1888,14 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
     return model, note
 
 
+# Copied from utils.models.checkpoint_gradients
+def checkpoint_gradients(model):
+    """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 # Copied from utils.models.edge_ids
 def edge_ids(tokenizer):
     """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
@@ -1972,6 +1991,23 @@ def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_
                          "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
     processes = Processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
     return accelerator, processes, threads
+
+
+# Copied from utils.training.describe_processes
+def describe_processes(accelerator, processes, threads, say):
+    """Say what the run runs on."""
+    plural = "es" if processes.num_processes > 1 else ""
+    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process{plural}, {threads} CPU threads "
+        f"each, {accelerator.mixed_precision.replace('no', 'float32')}")
+
+
+# Copied from utils.training.end_stopped_run
+def end_stopped_run(accelerator, number, step, say):
+    """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on. Status: 128 + number."""
+    say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, give the same "
+        "command with --resume_from_checkpoint latest")
+    accelerator.end_training()
+    sys.exit(128 + number)
 
 
 # Copied from utils.training.check_resume
@@ -2211,14 +2247,17 @@ def upload(output_dir, repository):
 
 
 # Copied from utils.training.show_results
-def show_results(results, note, say):
-    """Print the scores, before the training and after it. note: what of the model started at random."""
+def show_results(results, note, output_dir, say):
+    """Print the scores, before the training and after it, and where things are. note: what started at random."""
     trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
     width = max([20, *(len(name) + 2 for name, *_ in rows)])
     for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
         say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
     if trained:
         say(f"Before: {note}")
+    if results:
+        say(f"Results are in {Path(output_dir, 'all_results.json')}"
+            + (f", model and log in {output_dir}" if "step" in results else ""))
 
 
 # Copied from utils.running.ignore_interrupts

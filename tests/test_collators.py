@@ -1,15 +1,23 @@
-"""Masks: the same for an example wherever it is seen, in the promised shares, and never where nothing may be hidden."""
+"""Masks: the same for an example wherever it is seen, in the promised shares, and never where nothing may be hidden.
 
-from itertools import pairwise
+Pairs: the same, half of them true, no other B from A's own document, and no sentence of a document that is never seen.
+"""
+
+import pickle
+from collections import Counter
+from itertools import chain, pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from utils.collators import MaskingCollator, mask_tokens, pad, word_continuations
+from utils.collators import MaskingCollator, PairCollator, PretrainingCollator, mask_tokens, pad, word_continuations
+from utils.documents import Documents
 
 # Random tokens are drawn from below VOCAB, and [MASK] lies above: so it is known which of the two stands somewhere.
 VOCAB, MASK = 1000, 5000
@@ -394,3 +402,419 @@ def test_a_collator_that_knows_what_continues_a_word_hides_whole_words(make_coll
             cut += sum(len(set(chosen[words == word])) > 1 for word in set(words))
             assert targets
         assert (cut > 0) == may_be_cut
+
+
+# ---------------------------------------------------------------- pairs
+
+
+FIRST = 10  # the tokens of a corpus are numbered from here on: each is found only once, and tells where it stands
+
+
+class Corpus:
+    """Documents whose sentences have the given lengths, and from which of them each token is, found in plain loops."""
+
+    def __init__(self, lengths):
+        self.sentence_of, self.document_of, ids, numbers = {}, [], [], []
+        for number, document in enumerate(lengths):
+            for length in document:
+                tokens = range(FIRST + len(self.sentence_of), FIRST + len(self.sentence_of) + length)
+                self.sentence_of |= dict.fromkeys(tokens, len(ids))
+                self.document_of.append(number)
+                ids.append(tokens)
+                numbers.append(number)
+        columns = {"ids": pa.array(map(list, ids), pa.large_list(pa.int32())), "document": pa.array(numbers)}
+        self.documents = Documents(Dataset(pa.table(columns)).with_format("arrow"))
+
+    def pairs(self, **settings):
+        given = {"size": 40, "unit": "sentence", "objective": "nsp", "short_seq_prob": 0.1, "seed": 0} | settings
+        return PairCollator(self.documents, edges=(CLS, SEP), pad_id=PAD_ID, **given)
+
+    def sentences(self, tokens):
+        return sorted({self.sentence_of[token] for token in tokens})
+
+    def documents_in(self, tokens):
+        return {self.document_of[sentence] for sentence in self.sentences(tokens)}
+
+
+def draw_lengths(documents, sentences=(2, 30), mean=12, seed=0):
+    """Lengths of sentences: most of them short, some longer than any pair."""
+    rng = np.random.default_rng(seed)
+    return [rng.geometric(1 / mean, size=rng.integers(*sentences, endpoint=True)).tolist() for _ in range(documents)]
+
+
+def pairs_in(batch):
+    """What stands in a batch: (ids of A, ids of B, label) of each row, after a look at all around them."""
+    rows = [batch[name].tolist() for name in ("input_ids", "token_type_ids", "attention_mask", "next_sentence_label")]
+    for ids, types, mask, label in zip(*rows, strict=True):
+        length, length_a = sum(mask), mask.count(1) - types.count(1)
+        assert mask == [1] * length + [0] * (len(mask) - length)
+        assert types == [0] * length_a + [1] * (length - length_a) + [0] * (len(mask) - length)
+        assert ids[length:] == [PAD_ID] * (len(mask) - length)
+        assert (ids[0], ids[length_a - 1], ids[length - 1]) == (CLS, SEP, SEP)
+        yield ids[1 : length_a - 1], ids[length_a : length - 1], label
+
+
+def pairs_of(collator, epoch=0):
+    """All pairs of an epoch."""
+    collator.epoch, count = epoch, collator.count(epoch)
+    batches = (collator(list(range(start, min(start + 100, count)))) for start in range(0, count, 100))
+    return [pair for batch in batches for pair in pairs_in(batch)]
+
+
+def assert_run(tokens):
+    """They stand one behind the other in the corpus, and there is at least one."""
+    assert tokens == list(range(tokens[0], tokens[0] + len(tokens)))
+
+
+UNITS = ["sentence", "segment"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_half_of_the_pairs_follow_each_other_and_no_other_b_is_from_the_same_document(unit):
+    corpus, size, labels = Corpus(draw_lengths(60)), 40, []
+    epochs = ((seed, epoch) for seed in range(100) for epoch in range(4))
+    while len(labels) < 20_000:
+        seed, epoch = next(epochs)
+        for a, b, label in pairs_of(corpus.pairs(unit=unit, size=size, seed=seed), epoch):
+            labels.append(label)
+            assert_run(a)
+            assert_run(b)
+            assert len(a) + len(b) <= size
+            assert len(corpus.documents_in(a)) == len(corpus.documents_in(b)) == 1
+            if label == 0:
+                assert corpus.documents_in(a) == corpus.documents_in(b)
+                assert corpus.sentences(b)[0] == corpus.sentences(a)[-1] + 1
+                assert len(a) + len(b) == size or b[0] == a[-1] + 1  # where nothing was cut off, token by token
+            else:
+                assert corpus.documents_in(a) != corpus.documents_in(b)
+            if unit == "sentence":
+                assert len(corpus.sentences(a)) == len(corpus.sentences(b)) == 1
+    assert abs(sum(labels) - len(labels) / 2) <= 3 * np.sqrt(len(labels)) / 2
+
+
+def test_segments_fill_the_room_with_several_sentences():
+    corpus = Corpus(draw_lengths(60, sentences=(100, 120), mean=5))
+    pairs = pairs_of(corpus.pairs(unit="segment", size=60, short_seq_prob=0))
+    for chosen in (0, 1):
+        lengths, sentences_a, sentences_b = np.array([
+            (len(a) + len(b), len(corpus.sentences(a)), len(corpus.sentences(b)))
+            for a, b, label in pairs if label == chosen
+        ]).mean(0)  # fmt: skip
+        assert 50 < lengths <= 60 and sentences_a > 3 and sentences_b > 3  # fewer at the end of a document
+
+
+def test_each_sentence_but_a_documents_last_is_a_once_an_epoch():
+    lengths = [[5, 100, 1], [3, 4], *draw_lengths(20)]
+    corpus = Corpus(lengths)
+    lasts = set(np.cumsum(list(map(len, lengths))) - 1)
+    for epoch in range(3):
+        seen = [sentence for a, _, _ in pairs_of(corpus.pairs(), epoch) for sentence in corpus.sentences(a)]
+        assert sorted(seen) == [sentence for sentence in range(len(corpus.document_of)) if sentence not in lasts]
+
+
+LENGTHS = {
+    "mixed": draw_lengths(40),
+    "one token": [[1] * n for n in range(2, 30)],
+    "all too long": [[200] * n for n in range(2, 10)],
+    "one token and too long": [[1, 200] * n + [1] * (n % 2) for n in range(1, 12)],
+    "documents of 2": draw_lengths(80, sentences=(2, 2)),
+    "documents of 3": draw_lengths(60, sentences=(3, 3)),
+    "near three quarters": np.random.default_rng(0).choice([1, 5, 6, 7, 29, 30, 31, 39, 40], size=(40, 9)).tolist(),
+}
+
+
+@pytest.mark.parametrize("objective", ["nsp", "sop"])
+@pytest.mark.parametrize("size", [8, 9, 40, 125])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_every_sentence_is_seen_in_some_segment_of_an_epoch(lengths, size, objective):
+    """In the rows themselves, after all that is cut off; as A or as the true B, that chance may not make good a gap."""
+    corpus = Corpus(LENGTHS[lengths])
+    for seed, epoch, short_seq_prob in ((0, 0, 0.1), (0, 1, 0), (1, 0, 1)):
+        settings = {"size": size, "seed": seed, "objective": objective, "short_seq_prob": short_seq_prob}
+        pairs = pairs_of(corpus.pairs(unit="segment", **settings), epoch)
+        shown = [a + b if label == 0 or objective == "sop" else a for a, b, label in pairs]
+        assert corpus.sentences(chain.from_iterable(shown)) == list(range(len(corpus.document_of)))
+
+
+# ---------------------------------------------------------------- pairs: the same ones wherever they are made
+
+
+def one_by_one(collator, order, epoch=0):
+    collator.epoch = epoch
+    return {i: next(pairs_in(collator([i]))) for i in order}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_pair_is_the_same_in_whatever_order_and_batch_it_is_asked_for(unit):
+    corpus = Corpus(draw_lengths(10))
+    whole = pairs_of(corpus.pairs(unit=unit))
+    collator = corpus.pairs(unit=unit)
+    np.random.seed(1)  # a generator that all share has no part in it
+    torch.manual_seed(1)
+    order = np.random.default_rng(3).permutation(len(whole)).tolist()
+    assert len(whole) > 40 and one_by_one(collator, order) == dict(enumerate(whole))
+    assert list(pairs_in(collator([5, 3, 30]))) == [whole[5], whole[3], whole[30]]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_pickled_collator_makes_the_same_pairs(unit, planned):
+    """As data workers that are spawned get it."""
+    corpus = Corpus(draw_lengths(10))
+    collator = corpus.pairs(unit=unit)
+    collator.epoch = 2
+    if planned:
+        collator.count(2)
+    again = pickle.loads(pickle.dumps(collator))
+    assert again.epoch == 2
+    assert pairs_of(again, 2) == pairs_of(corpus.pairs(unit=unit), 2)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_data_workers_make_the_pairs_that_the_main_process_makes(unit):
+    collator = Corpus(draw_lengths(10)).pairs(unit=unit)
+    collator.epoch = 1
+
+    def rows(num_workers):
+        loader = DataLoader(range(collator.count(1)), batch_size=7, collate_fn=collator, num_workers=num_workers)
+        return [pair for batch in loader for pair in pairs_in(batch)]
+
+    assert rows(2) == rows(0)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_another_epoch_and_another_seed_have_other_pairs(unit):
+    corpus = Corpus(draw_lengths(20))
+    keys = [(seed, epoch) for seed in (0, 1, 42) for epoch in (0, 1, 2)]  # (1, 0) and (0, 1) among them
+    seen = {key: pairs_of(corpus.pairs(unit=unit, seed=key[0]), key[1]) for key in keys}
+    others = [{tuple(a): tuple(b) for a, b, label in pairs if label} for pairs in seen.values()]
+    for i, first in enumerate(others):
+        for second in others[:i]:  # of those with the same A, hardly any has the same B
+            both = first.keys() & second.keys()
+            assert unit == "segment" or len(both) > 20
+            assert sum(first[a] == second[a] for a in both) <= max(1, len(both) // 10)
+    collator = corpus.pairs(unit=unit, seed=42)
+    for epoch in (0, 1, 2, 0):
+        assert pairs_of(collator, epoch) == seen[42, epoch]
+    assert len({str(pairs) for pairs in seen.values()}) == len(keys)
+
+
+def test_the_epochs_pairs_are_counted_whatever_epoch_is_set():
+    corpus = Corpus(draw_lengths(30))
+    sentences = corpus.pairs()
+    assert [sentences.count(epoch) for epoch in range(3)] == [len(corpus.document_of) - 30] * 3
+    segments = corpus.pairs(unit="segment")
+    counts = [segments.count(epoch) for epoch in range(5)]
+    assert len(set(counts)) > 1  # they depend on what is drawn
+    for epoch in (4, 0, 2):
+        assert segments.count(epoch) == counts[epoch] == len(segments.plan(epoch)) == len(pairs_of(segments, epoch))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_sample_is_some_of_the_pairs(unit):
+    corpus = Corpus(draw_lengths(20))
+    whole, collator = corpus.pairs(unit=unit), corpus.pairs(unit=unit, sample=50)
+    places = [whole.plan(0).tolist().index(row) for row in collator.plan(0).tolist()]
+    assert collator.count(0) == len(pairs_of(collator)) == len(set(places)) == 50
+    assert places != list(range(50)) and max(places) > len(whole.plan(0)) // 2  # from all of it
+    assert corpus.pairs(unit=unit, sample=50).plan(0).tolist() == collator.plan(0).tolist()
+    assert corpus.pairs(unit=unit, sample=50, seed=1).plan(0).tolist() != collator.plan(0).tolist()
+    assert pairs_of(corpus.pairs(unit=unit, sample=10**6)) == pairs_of(whole)
+
+
+# ---------------------------------------------------------------- pairs: which B takes the place of the true one
+
+
+def test_another_b_is_drawn_evenly_from_the_sentences_of_the_other_documents():
+    corpus, drawn = Corpus([[1] * 10, [2] * 20, [3] * 10]), Counter()
+    for seed in range(400):
+        for a, b, label in pairs_of(corpus.pairs(seed=seed)):
+            if label:
+                drawn[corpus.document_of[corpus.sentences(a)[0]], corpus.sentences(b)[0]] += 1
+    for document, others in ((0, range(10, 40)), (1, [*range(10), *range(30, 40)]), (2, range(30))):
+        total = sum(count for (of, _), count in drawn.items() if of == document)
+        assert {b for of, b in drawn if of == document} == set(others)
+        for b in others:
+            assert_share(drawn[document, b], total, 1 / len(others))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_number_of_bs_first_sentence_comes_with_a_pair(unit):
+    """From which one tells how many of the other Bs are of the same book."""
+    corpus = Corpus([[7, 5, 9], [4, 90, 6], [3, 3, 3, 3]] * 5)
+    collator = corpus.pairs(unit=unit)
+    for i in range(collator.count(0)):
+        _, b, _, sentence = collator.pair(i)
+        shown = corpus.sentences(b.tolist())[0]  # a front that is cut off can take the first one along
+        assert sentence <= shown < sentence + 3 and corpus.document_of[sentence] == corpus.document_of[shown]
+        assert unit == "segment" or sentence == shown
+
+
+@pytest.mark.parametrize("example", [0, 1])
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_first_examples_too_draw_their_b_evenly(unit, example):
+    """What is drawn for a pair is not what was drawn for the plan."""
+    corpus, drawn = Corpus([[1] * 5] * 11), []
+    for seed in range(50):
+        collator = corpus.pairs(unit=unit, seed=seed)
+        for collator.epoch in range(20):
+            a, b, label = next(pairs_in(collator([example])))
+            if label and corpus.documents_in(a) == {0}:
+                drawn.append(corpus.sentences(b)[0])
+    assert len(drawn) > 200
+    assert_share(sum(b >= 30 for b in drawn), len(drawn), 0.5)  # of 5 to 54
+
+
+# ---------------------------------------------------------------- pairs: the two in the other order
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("documents", [1, 12])
+def test_sentence_order_swaps_half_of_the_pairs_and_draws_no_other_b(unit, documents):
+    corpus, size, labels = Corpus(draw_lengths(documents, sentences=(50, 60))), 40, []
+    for epoch in range(24 // documents):
+        for a, b, label in pairs_of(corpus.pairs(unit=unit, objective="sop", size=size), epoch):
+            first, second = (b, a) if label else (a, b)
+            assert_run(first)
+            assert_run(second)
+            assert len(a) + len(b) <= size and corpus.documents_in(a) == corpus.documents_in(b)
+            assert corpus.sentences(second)[0] == corpus.sentences(first)[-1] + 1
+            assert len(a) + len(b) == size or second[0] == first[-1] + 1
+            labels.append(label)
+    assert abs(sum(labels) - len(labels) / 2) <= 3 * np.sqrt(len(labels)) / 2
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_label_1_is_the_same_two_in_the_other_order(unit):
+    corpus, seen = Corpus([[3, 4], [5, 2], [1, 1]]), {0: set(), 1: set()}  # one pair each
+    for epoch in range(20):
+        for a, b, label in pairs_of(corpus.pairs(unit=unit, objective="sop", short_seq_prob=0), epoch):
+            seen[label].add((*a, 0, *b))
+    assert seen[0] == {(10, 11, 12, 0, 13, 14, 15, 16), (17, 18, 19, 20, 21, 0, 22, 23), (24, 0, 25)}
+    assert seen[1] == {(13, 14, 15, 16, 0, 10, 11, 12), (22, 23, 0, 17, 18, 19, 20, 21), (25, 0, 24)}
+
+
+# ---------------------------------------------------------------- pairs: batches
+
+
+def test_a_batch_of_pairs_by_hand():
+    collator = Corpus([[3, 2], [1, 4]]).pairs()  # tokens 10 to 12, 13 and 14; 15, 16 to 19
+    for collator.epoch in range(100):
+        batch = collator([0, 1])
+        if batch["next_sentence_label"].tolist() == [0, 0]:
+            break
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[CLS, 10, 11, 12, SEP, 13, 14, SEP], [CLS, 15, SEP, 16, 17, 18, 19, SEP]],
+        "token_type_ids": [[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1]],
+        "attention_mask": [[1] * 8] * 2, "next_sentence_label": [0, 0],
+    }  # fmt: skip
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+    for collator.epoch in range(100):
+        batch = collator([1, 0])
+        if batch["next_sentence_label"].tolist() == [1, 0] and batch["input_ids"][0, 3] == 13:
+            break
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[CLS, 15, SEP, 13, 14, SEP, PAD_ID, PAD_ID], [CLS, 10, 11, 12, SEP, 13, 14, SEP]],
+        "token_type_ids": [[0, 0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]],
+        "attention_mask": [[1] * 6 + [0] * 2, [1] * 8], "next_sentence_label": [1, 0],
+    }  # fmt: skip
+
+
+def test_a_batch_without_pairs_is_one_row_whose_label_counts_for_nothing():
+    batch = Corpus([[3, 2], [1, 4]]).pairs()([])
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[CLS, SEP, SEP]], "token_type_ids": [[0, 0, 1]], "attention_mask": [[1, 1, 1]],
+        "next_sentence_label": [-100],
+    }  # fmt: skip
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+# ---------------------------------------------------------------- pairs with masks
+
+
+SPECIAL_IDS = np.isin(np.arange(VOCAB), [PAD_ID, CLS, SEP, 20, 30])  # two that a user added
+
+
+def both_collators(unit, continues=None, mask_prob=0.3, **settings):
+    """A PairCollator and a PretrainingCollator for the same pairs, of tokens below VOCAB."""
+    corpus = Corpus([[3, 9, 12, 1, 40, 7, 7, 5]] * 11)
+    pairs = corpus.pairs(unit=unit, size=30, seed=3, **settings)
+    given = {"size": 30, "seed": 3, "unit": unit, "objective": "nsp", "short_seq_prob": 0.1} | settings
+    masking = {"mask_id": MASK, "vocab_size": VOCAB, "mask_prob": mask_prob}
+    return pairs, PretrainingCollator(corpus.documents, special=SPECIAL_IDS, masking=masking, continues=continues,
+                                      edges=(CLS, SEP), pad_id=PAD_ID, **given)  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", ["nsp", "sop"])
+@pytest.mark.parametrize("unit", UNITS)
+def test_under_the_masks_are_the_pairs_that_the_pair_collator_makes(unit, objective):
+    pairs, pretraining = both_collators(unit, objective=objective)
+    hidden = 0
+    for epoch in (0, 1):
+        pairs.epoch = pretraining.epoch = epoch
+        assert pretraining.count(epoch) == pairs.count(epoch) > 12
+        for start in range(0, pairs.count(epoch), 8):
+            examples = list(range(start, min(start + 8, pairs.count(epoch))))
+            plain, batch = pairs(examples), pretraining(examples)
+            positions, targets = batch.pop("positions"), batch.pop("targets")
+            assert positions.shape == targets.shape and positions.dtype == targets.dtype == torch.int64
+            hidden += (batch["input_ids"].ravel()[positions] == MASK).sum().item()
+            batch["input_ids"].ravel()[positions] = targets
+            assert batch.keys() == plain.keys()
+            for name in plain:
+                assert torch.equal(batch[name], plain[name]), name
+            assert not SPECIAL_IDS[targets].any()
+    assert hidden > 50
+
+
+@pytest.mark.parametrize("words", [None, "whole"])
+def test_pairs_are_masked_as_mask_tokens_says_for_seed_epoch_and_example(words):
+    continues = np.arange(VOCAB) % 3 == 2 if words else None
+    pairs, pretraining = both_collators("segment", continues)
+    pairs.epoch = pretraining.epoch = 2
+    examples = [7, 0, 11]
+    plain, batch = pairs(examples), pretraining(examples)
+    lengths = plain["attention_mask"].sum(1).tolist()
+    for example, length, row, (ids, targets) in zip(examples, lengths, plain["input_ids"].numpy(), rows_of(batch),
+                                                    strict=True):  # fmt: skip
+        row = row[:length]
+        masked, labels = hide(row, SPECIAL_IDS[row], seed=3, epoch=2, example_id=example, mask_prob=0.3,
+                              continues=None if continues is None else continues[row])  # fmt: skip
+        assert ids == masked.tolist()
+        assert targets == {i: label for i, label in enumerate(labels) if label != -100}
+    assert len(batch["targets"])
+
+
+def test_all_but_special_tokens_are_hidden_with_mask_prob_1():
+    _, pretraining = both_collators("sentence", mask_prob=1)
+    batch = pretraining(list(range(20)))
+    asked = torch.zeros(batch["input_ids"].numel(), dtype=torch.bool)
+    asked[batch["positions"]] = True
+    ids = batch["input_ids"].ravel().numpy()
+    left = ids[~asked.numpy()]
+    assert SPECIAL_IDS[left].all() and {CLS, SEP} <= set(left.tolist())
+    assert (left == CLS).sum() == 20 and (left == SEP).sum() == 40
+
+
+def test_a_masked_batch_without_pairs_asks_for_nothing():
+    _, pretraining = both_collators("segment", np.zeros(VOCAB, dtype=bool), mask_prob=1)
+    batch = pretraining([])
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[CLS, SEP, SEP]], "token_type_ids": [[0, 0, 1]], "attention_mask": [[1, 1, 1]], "positions": [],
+        "targets": [], "next_sentence_label": [-100],
+    }  # fmt: skip
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_data_workers_and_pickles_make_the_same_masked_pairs():
+    _, pretraining = both_collators("segment")
+    pretraining.epoch = 1
+    count = pretraining.count(1)
+
+    def batches(collator, num_workers=0):
+        loader = DataLoader(range(count), batch_size=5, collate_fn=collator, num_workers=num_workers)
+        return [{name: tensor.tolist() for name, tensor in batch.items()} for batch in loader]
+
+    here = batches(pretraining)
+    assert batches(pretraining, 2) == here
+    assert batches(pickle.loads(pickle.dumps(pretraining))) == here

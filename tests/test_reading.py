@@ -9,7 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from utils.reading import InputError, find_files, hash_files, read_all_texts, read_lines, read_texts
+from utils.reading import (
+    InputError,
+    find_files,
+    hash_files,
+    number_rows,
+    read_all_texts,
+    read_lines,
+    read_paragraphs,
+    read_texts,
+)
 
 
 @pytest.fixture
@@ -364,6 +373,110 @@ def test_a_fault_in_a_later_file_names_that_file(write):
     paths = [write("a.txt", "a\n"), write("b.txt", b"b\n\xff\n")]
     with pytest.raises(InputError, match=r"^b.txt, line 2: "):
         list(read_all_texts(paths, "text"))
+
+
+# ---------------------------------------------------------------- what ends a document
+
+
+@pytest.mark.parametrize(
+    ("content", "by_blank_line", "by_line"),
+    [
+        ("a\nb\nc\n", [["a", "b", "c"]], [["a"], ["b"], ["c"]]),
+        ("a\nb\n\nc\n", [["a", "b"], ["c"]], [["a"], ["b"], ["c"]]),
+        ("\n\na\nb\n \t\n\r\n\nc\nd\n\n", [["a", "b"], ["c", "d"]], [["a"], ["b"], ["c"], ["d"]]),
+        ("\na\nb\n\n", [["a", "b"]], [["a"], ["b"]]),
+        ("a", [["a"]], [["a"]]),
+        ("", [], []),
+        ("\n \n", [], []),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.md.gz"])
+def test_documents_of_plain_text_end_where_the_separator_says(write, name, content, by_blank_line, by_line):
+    path = write(name, content)
+    assert documents_of(read_texts(path, "text", "blank_line")) == by_blank_line
+    assert documents_of(read_paragraphs(path, "blank_line")) == by_blank_line
+    assert documents_of(read_texts(path, "text", "line")) == by_line
+    assert documents_of(read_paragraphs(path, "line")) == by_line
+    assert documents_of(read_texts(path, "text", "row")) == by_line  # the rows of plain text are its lines
+    separated = len(by_blank_line) > 1  # a blank line between two others
+    assert documents_of(read_texts(path, "text", "auto")) == (by_blank_line if separated else by_line)
+    assert documents_of(read_paragraphs(path)) == documents_of(read_texts(path, "text", "auto"))
+
+
+def test_a_document_goes_on_beyond_the_piece_that_is_read_at_once(write):
+    path = write("a.txt", MEGABYTE * 6 + b"\n" + MEGABYTE * 5 + b"end")
+    line = "x" * (2**20 - 1)
+    assert len(list(read_paragraphs(path, "blank_line"))) > 2
+    assert documents_of(read_paragraphs(path, "blank_line")) == [[line] * 6, [line] * 5 + ["end"]]
+    assert documents_of(read_paragraphs(path, "line")) == [[line]] * 11 + [["end"]]
+
+
+BREAKS = ["a", "b", "", "c", None, " \t", "d", "e"]
+BY_BLANK, BY_ROW = [["a", "b"], ["c"], ["d", "e"]], [["a"], ["b"], ["c"], ["d"], ["e"]]
+SEPARATORS = [("auto", BY_ROW), ("row", BY_ROW), ("line", BY_ROW), ("blank_line", BY_BLANK)]
+
+
+def tables_of(texts):
+    rows = [{"text": text, "n": n} for n, text in enumerate(texts)]
+    return {
+        "a.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        "a.json": json.dumps(rows),
+        "a.csv": "text,n\n" + "".join(f"{text or ''},{n}\n" for n, text in enumerate(texts)),
+        "a.tsv.gz": "text\tn\n" + "".join(f'"{text or ""}"\t{n}\n' for n, text in enumerate(texts)),
+        "a.parquet": parquet(texts),
+    }
+
+
+@pytest.mark.parametrize(("separator", "documents"), SEPARATORS)
+@pytest.mark.parametrize("name", tables_of(BREAKS))
+def test_documents_of_a_table_end_where_the_separator_says(write, name, separator, documents):
+    assert documents_of(read_texts(write(name, tables_of(BREAKS)[name]), "text", separator)) == documents
+
+
+@pytest.mark.parametrize("name", tables_of(BREAKS))
+def test_a_row_with_text_ends_no_document_where_blank_lines_do(write, name):
+    assert documents_of(read_texts(write(name, tables_of("abc")[name]), "text", "blank_line")) == [["a", "b", "c"]]
+
+
+def test_documents_of_a_table_go_on_beyond_the_rows_that_are_read_at_once(write):
+    texts = [*["a"] * 10_005, "", *["b"] * 9_994, "", "", *["c"] * 3]  # the third 10,000 begin with an end
+    path = write("a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert len(list(read_texts(path, "text", "blank_line"))) > 2
+    assert documents_of(read_texts(path, "text", "blank_line")) == [["a"] * 10_005, ["b"] * 9_994, ["c"] * 3]
+    assert documents_of(read_texts(path, "text", "row")) == [[text] for text in texts if text]
+
+
+@pytest.mark.parametrize(
+    ("separator", "numbers", "following"),
+    [("row", [7, 9, 10, 13], 14), ("auto", [7, 9, 10, 13], 14), ("line", [7, 9, 10, 13], 14),
+     ("blank_line", [7, 8, 8, 10], 10)],
+)  # fmt: skip
+def test_number_rows_goes_on_from_the_number_given(separator, numbers, following):
+    texts, documents, after = number_rows([" a ", "", "b", "c", None, "\n", "d"], 7, separator)
+    assert texts.type == pa.large_string() and texts.to_pylist() == ["a", "b", "c", "d"]
+    assert documents.tolist() == numbers and after == following
+
+
+@pytest.mark.parametrize("separator", ["auto", "blank_line", "row"])
+def test_number_rows_of_nothing(separator):
+    texts, documents, after = number_rows([], 3, separator)
+    assert (texts.type, len(texts), documents.tolist(), after) == (pa.large_string(), 0, [], 3)
+
+
+@pytest.mark.parametrize(
+    ("separator", "documents"),
+    [
+        ("auto", [["a"], ["b"], ["c", "d"], ["e"], ["f"], ["g"], ["h"], ["i"]]),
+        ("blank_line", [["a", "b"], ["c", "d"], ["e"], ["f", "g"], ["h"], ["i"]]),
+        ("line", [[letter] for letter in "abcdefghi"]),
+        ("row", [[letter] for letter in "abcdefghi"]),
+    ],
+)
+def test_the_separator_holds_for_each_of_several_files_and_a_file_ends_a_document(write, separator, documents):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in ("f", "g", "", "h"))
+    files = {"a.txt": "a\nb\n", "b.txt": "c\nd\n\ne", "empty.txt": "\n\n", "c.jsonl": lines, "d.txt": "i"}
+    paths = [write(*file) for file in files.items()]
+    assert documents_of(read_all_texts(paths, "text", separator)) == documents
 
 
 # ---------------------------------------------------------------- finding files

@@ -24,7 +24,6 @@ from helpers import ALIKE, ROOT, Run, accelerate_launch, command_line, read_log,
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast, pipeline
 
-import run_mlm
 from utils.collators import mask_tokens
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
@@ -873,12 +872,6 @@ def test_settings_of_the_config_file_hold_unless_typed(mlm, lines57, tmp_path):
     assert [entry["step"] for entry in read_log(tmp_path / "out", "eval_loss")] == [2]
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["hidden_dropout_prob"] == 0
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*mlm*.yaml")), ids=lambda path: path.name)
-def test_every_example_is_made_of_flags(path):
-    args = run_mlm.parse_args(["--config", str(path)])
-    assert args.output_dir == f"outputs/{path.stem}"
 
 
 # ---------------------------------------------------------------- what a run leaves, and fills

@@ -105,3 +105,66 @@ def test_examples_until_an_update_by_hand():
     assert [sampler.examples_until(update) for update in range(8)] == [0, 4, 8, 10, 14, 18, 20, 24]
     sampler = GlobalBatchSampler(8, 2, 1, 2, 0, 0)  # of 4 and 4
     assert [sampler.examples_until(update) for update in range(5)] == [0, 4, 8, 12, 16]
+
+
+# ---------------------------------------------------------------- epochs of different length
+
+
+EPOCHS = [10, 3, 4, 9]  # examples in each epoch; with 4 an update, they have 3, 1, 1 and 3 updates
+
+
+def growing(rank=0, seed=0):
+    return GlobalBatchSampler(lambda epoch: EPOCHS[epoch % 4], 2, 1, 2, rank, seed)
+
+
+def test_examples_and_updates_of_each_epoch_by_hand():
+    assert [growing().examples_in(epoch) for epoch in range(6)] == [10, 3, 4, 9, 10, 3]
+    assert [growing().updates_in(epoch) for epoch in range(6)] == [3, 1, 1, 3, 3, 1]
+
+
+def test_the_place_of_an_update_by_hand():
+    places = [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (5, 0)]
+    assert [growing().place(update) for update in range(12)] == places
+
+
+def test_the_updates_until_so_many_epochs_by_hand():
+    expected = {0: 0, 0.5: 2, 1: 3, 1.5: 4, 2: 4, 2.25: 5, 3: 5, 3.5: 7, 3.75: 8, 4: 8, 4.5: 10, 5: 11, 8: 16}
+    assert {epochs: growing().updates_until(epochs) for epochs in expected} == expected  # a begun update is made
+    assert all(isinstance(growing().updates_until(epochs), int) for epochs in (0, 0.5, 2, 2.0, 3.5))
+
+
+def test_the_epochs_until_an_update_by_hand():
+    thirds = [0, 1, 2, 3, 6, 9, 10, 11, 12, 13, 14, 15, 18]
+    found = [growing().epochs_until(update) for update in range(13)]
+    assert found == pytest.approx([third / 3 for third in thirds])
+    assert [found[update] for update in (0, 3, 4, 5, 8, 11, 12)] == [0, 1, 2, 3, 4, 5, 6]  # exactly, at their ends
+
+
+def test_the_examples_until_an_update_by_hand():
+    expected = [0, 4, 8, 10, 13, 17, 21, 25, 26, 30, 34, 36, 39, 43]  # the last update of an epoch has what is left
+    assert [growing().examples_until(update) for update in range(14)] == expected
+
+
+@pytest.mark.parametrize("first_update", [0, 1, 2])
+@pytest.mark.parametrize("epoch", range(6))
+def test_each_epoch_goes_over_its_own_number_of_examples(epoch, first_update):
+    n = [10, 3, 4, 9, 10, 3][epoch]
+    order = order_of(n, seed=5, epoch=epoch)
+    expected = [sorted(order[start : start + 4]) for start in range(0, n, 4)][first_update:]
+    mine = []
+    for rank in (0, 1):
+        sampler = growing(rank, seed=5)
+        sampler.epoch, sampler.first_update = epoch, first_update
+        mine.append(list(sampler))
+    assert [sorted(first + second) for first, second in zip(*mine, strict=True)] == expected
+    assert all(abs(len(first) - len(second)) <= 1 for first, second in zip(*mine, strict=True))
+
+
+def test_a_number_and_a_function_that_gives_it_are_the_same():
+    number, function = GlobalBatchSampler(10, 2, 1, 2, 0, 0), GlobalBatchSampler(lambda epoch: 10, 2, 1, 2, 0, 0)
+    assert list(number) == list(function)
+    for update in range(14):
+        assert number.place(update) == function.place(update) == divmod(update, 3)
+        assert number.epochs_until(update) == function.epochs_until(update) == pytest.approx(update / 3)
+    for epochs in (0, 0.3, 1, 1.5, 2.9):
+        assert number.updates_until(epochs) == function.updates_until(epochs) == -(-epochs * 3 // 1)

@@ -160,26 +160,38 @@ class PairCollator:
         """Make a pair: (ids of A, ids of B, label, number of B's first sentence)."""
         documents, size = self.documents, self.size
         start, middle, end, label = self.plan(self.epoch)[example].tolist()
-        # A tuple, not a sum; and its own stream, as masks are drawn with this tuple too.
-        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.epoch, example), spawn_key=(1,)))
+        # A tuple, not a sum; and a stream of its own, as the masks and the plan are drawn with these numbers, too.
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.epoch, example), spawn_key=(2,)))
         a, other = documents.ids(start, middle), middle
         if label and not self.swap:
-            first, behind = documents.around(start)
-            other = int(rng.integers(documents.starts[-1] - (behind - first)))
-            other += int(behind - first) * (other >= first)
-            room = max(size - len(a), size // 4)
-            wanted = min(room, int(documents.lengths[middle:end].sum()) or room)  # as long as the true one, if there is
-            middle, end, total = other, other + 1, int(documents.lengths[other])
-            behind = documents.around(other)[1]
-            while self.unit == "segment" and end < behind and total < wanted and total + documents.lengths[end] <= room:
-                end, total = end + 1, total + int(documents.lengths[end])
-            b = documents.ids(middle, end)
-            if self.unit == "segment":
-                b = truncate_pair(b, b[:0], room, rng)[0]
+            wanted, several = int(documents.lengths[middle:end].sum()), middle - start > 1
+            other, end = self.other(start, wanted, rng)
+            b = documents.ids(other, end)
+            if several:  # of these sentences none is cut away, as none is from a true pair of several
+                b = truncate_pair(b, b[:0], max(size - len(a), 1), rng)[0]
         else:
             b = documents.ids(middle, end)
         a, b = truncate_pair(a, b, size, rng)
         return (b, a, label, other) if self.swap and label else (a, b, label, other)
+
+    def other(self, sentence, wanted, rng):
+        """Draw a B for the A that begins with a sentence: (number of its first sentence, number behind its last).
+
+        It stands in another document. In the segment unit it is, of eight drawn, the one that is closest to the true
+        B's length of `wanted` tokens: otherwise the lengths alone would tell more than half of the labels.
+        """
+        lengths, (first, behind) = self.documents.lengths, self.documents.around(sentence)
+        draws = rng.integers(self.documents.starts[-1] - (behind - first), size=1 if self.unit == "sentence" else 8)
+        best = None
+        for start in (draws + (behind - first) * (draws >= first)).tolist():
+            end, total = start + 1, int(lengths[start])
+            if self.unit == "segment":
+                until = self.documents.around(start)[1]
+                while end < until and total + lengths[end] // 2 <= wanted:
+                    end, total = end + 1, total + int(lengths[end])
+            if best is None or abs(total - wanted) < best[0]:
+                best = abs(total - wanted), start, end
+        return best[1:]
 
     def rows(self, examples):
         """Make rows of ids (seq,) with special tokens, of token types (seq,), and labels, for numbers of examples."""

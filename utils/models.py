@@ -84,3 +84,10 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
         note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
         model.resize_token_embeddings(vocab_size)
     return model, note
+
+
+def checkpoint_gradients(model):
+    """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

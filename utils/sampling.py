@@ -46,7 +46,8 @@ class GlobalBatchSampler(Sampler):
     def updates_until(self, epochs):
         """Count the updates of so many epochs, which may be a fraction."""
         whole = int(epochs)
-        return math.ceil(sum(map(self.updates_in, range(whole))) + (epochs - whole) * self.updates_in(whole))
+        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0  # 0.1 x 50 is 5
+        return sum(map(self.updates_in, range(whole))) + math.ceil(rest)
 
     def place(self, update):
         """Say where in the run an update stands: (epoch, updates of that epoch before it)."""

@@ -98,14 +98,18 @@ def write_texts(batches, path):
     """Write batches of (texts, documents) to an Arrow file. Returns counts: paragraphs, repeated, words, characters."""
     schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
     counts, hashes, aside = {"paragraphs": 0, "words": 0, "characters": 0}, [], f"{path}.{os.urandom(4).hex()}.tmp"
-    with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
-            writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
-            strings = texts.to_pylist()
-            counts["paragraphs"] += len(strings)
-            counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
-            counts["characters"] += sum(map(len, strings))
-            hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
+    try:
+        with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
+                writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
+                strings = texts.to_pylist()
+                counts["paragraphs"] += len(strings)
+                counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
+                counts["characters"] += sum(map(len, strings))
+                hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
+    except BaseException:
+        os.unlink(aside)
+        raise
     os.replace(aside, path)  # at once, as another run may be preparing the same text
     return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
 

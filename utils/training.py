@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import signal
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -95,6 +97,21 @@ def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_
                          "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
     processes = Processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
     return accelerator, processes, threads
+
+
+def describe_processes(accelerator, processes, threads, say):
+    """Say what the run runs on."""
+    plural = "es" if processes.num_processes > 1 else ""
+    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process{plural}, {threads} CPU threads "
+        f"each, {accelerator.mixed_precision.replace('no', 'float32')}")
+
+
+def end_stopped_run(accelerator, number, step, say):
+    """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on. Status: 128 + number."""
+    say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, give the same "
+        "command with --resume_from_checkpoint latest")
+    accelerator.end_training()
+    sys.exit(128 + number)
 
 
 def check_resume(made_with, processes, state, checkpoint, output_dir):
@@ -322,11 +339,14 @@ def upload(output_dir, repository):
                          f"upload it with: hf upload NAME/MODEL {output_dir}") from None
 
 
-def show_results(results, note, say):
-    """Print the scores, before the training and after it. note: what of the model started at random."""
+def show_results(results, note, output_dir, say):
+    """Print the scores, before the training and after it, and where things are. note: what started at random."""
     trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
     width = max([20, *(len(name) + 2 for name, *_ in rows)])
     for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
         say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
     if trained:
         say(f"Before: {note}")
+    if results:
+        say(f"Results are in {Path(output_dir, 'all_results.json')}"
+            + (f", model and log in {output_dir}" if "step" in results else ""))
