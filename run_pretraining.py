@@ -238,7 +238,7 @@ def prepare_data(args, tokenizer):
     sources = find_sources(files, args.dataset_name, args.dataset_config_name, args.text_column_name, splits,
                            args.document_separator)
     parts = choose_parts(sources, args.validation_split_percentage, {
-        "train": args.do_train or args.prepare_only, "validation": args.do_eval, "test": args.do_predict},
+        "train": args.do_train, "validation": args.do_eval, "test": args.do_predict},
         args.load_best_model_at_end)
     data, seen = {}, set()
     overwrite = args.overwrite_cache and int(os.environ.get("RANK", 0)) == 0  # the others find what the first prepared
@@ -311,7 +311,8 @@ class Documents:
 
     Args:
         table: Dataset of `ids` (int32 lists) and `document`, a row for each sentence, in the Arrow format.
-        part: (which, percent): "all" documents, "drawn" ones of so many percent, by number alone, or the "rest".
+        part: (which, percent): "all" documents, "drawn" ones of so many percent but two at least, by number alone, or
+            the "rest".
         sentences_per_document: cut documents after so many sentences; None leaves them whole.
 
     Attributes:
@@ -331,9 +332,9 @@ class Documents:
             begins = place % sentences_per_document == 0
         numbers = np.cumsum(begins) - 1  # from 0, without gaps
         count = int(begins.sum())
+        share = max(0, min(max(2, round(count * part[1] / 100)), count - 2))  # so that each has two, if there are four
         drawn = np.zeros(count, dtype=bool)
-        drawn[np.random.default_rng(0).permutation(count)[: max(0, min(max(1, round(count * part[1] / 100)),
-                                                                       count - 1))]] = True
+        drawn[np.random.default_rng(0).permutation(count)[:share]] = True
         wanted = {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[part[0]]
         sentences = np.bincount(numbers, minlength=count)  # of each document
         self.single = int((wanted & (sentences == 1)).sum())
@@ -806,6 +807,7 @@ def train(accelerator, model, optimizer, scheduler, loader, *, processes, start,
     while update < max_steps:
         epoch, sampler.first_update = sampler.place(update)
         collator.epoch = sampler.epoch = epoch
+        collator.plan(epoch)  # here, and not once in each data worker
         batches = iter(loader)
         while update < max_steps and (micro_batches := list(islice(batches, accumulation_steps))):
             model.train()

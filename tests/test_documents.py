@@ -111,7 +111,8 @@ def test_drawn_documents_and_the_rest_are_all_of_them(percent, sentences_per_doc
         sentences_of(Documents(table, (which, percent), sentences_per_document)) for which in ("all", "drawn", "rest")
     )
     count = 80 if sentences_per_document else 40
-    assert len(whole) == count and len(drawn) == max(1, count * percent // 100)  # whole numbers, but for 1 percent
+    expected = {1: 2, 99: count - 2}.get(percent, count * percent // 100)  # whole numbers, but for 1 and 99 percent
+    assert len(whole) == count and len(drawn) == expected
     assert sorted(drawn + rest) == whole
     assert drawn == sorted(drawn) and rest == sorted(rest)  # in their order
 
@@ -127,12 +128,12 @@ def test_which_documents_are_drawn_depends_on_their_number_alone():
     assert drawn[0] != list(range(10)) and drawn[0] != list(range(40, 50))
 
 
-def test_at_least_one_document_is_drawn_and_one_is_left():
-    three = table_of([[[n], [n]] for n in range(3)])
-    assert [len(Documents(three, (which, 1))) for which in ("drawn", "rest")] == [1, 2]
-    assert [len(Documents(three, (which, 100))) for which in ("drawn", "rest")] == [2, 1]
-    one = table_of([[[1], [2]]])
-    assert [len(Documents(one, (which, 5))) for which in ("drawn", "rest")] == [0, 1]
+def test_two_documents_are_drawn_and_two_are_left_where_there_are_four():
+    for count, of_1_percent, of_99_percent in ((6, [2, 4], [4, 2]), (4, [2, 2], [2, 2]), (3, [1, 2], [1, 2]),
+                                               (2, [0, 2], [0, 2]), (1, [0, 1], [0, 1])):  # fmt: skip
+        table = table_of([[[n], [n]] for n in range(count)])
+        assert [len(Documents(table, (which, 1))) for which in ("drawn", "rest")] == of_1_percent
+        assert [len(Documents(table, (which, 99))) for which in ("drawn", "rest")] == of_99_percent
 
 
 def test_single_sentences_are_counted_in_the_part_they_are_in():

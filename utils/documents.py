@@ -14,7 +14,8 @@ class Documents:
 
     Args:
         table: Dataset of `ids` (int32 lists) and `document`, a row for each sentence, in the Arrow format.
-        part: (which, percent): "all" documents, "drawn" ones of so many percent, by number alone, or the "rest".
+        part: (which, percent): "all" documents, "drawn" ones of so many percent but two at least, by number alone, or
+            the "rest".
         sentences_per_document: cut documents after so many sentences; None leaves them whole.
 
     Attributes:
@@ -34,9 +35,9 @@ class Documents:
             begins = place % sentences_per_document == 0
         numbers = np.cumsum(begins) - 1  # from 0, without gaps
         count = int(begins.sum())
+        share = max(0, min(max(2, round(count * part[1] / 100)), count - 2))  # so that each has two, if there are four
         drawn = np.zeros(count, dtype=bool)
-        drawn[np.random.default_rng(0).permutation(count)[: max(0, min(max(1, round(count * part[1] / 100)),
-                                                                       count - 1))]] = True
+        drawn[np.random.default_rng(0).permutation(count)[:share]] = True
         wanted = {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[part[0]]
         sentences = np.bincount(numbers, minlength=count)  # of each document
         self.single = int((wanted & (sentences == 1)).sum())
