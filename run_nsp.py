@@ -121,7 +121,7 @@ def add_model_and_data_flags(parser):
     add("--document_separator", choices=["auto", "blank_line", "line", "row"], default="auto", help="what ends a "
         "document; auto: in text a blank line, or without any each line; in a table each row")
     add("--sentences_per_document", type=int, help="cut documents after so many sentences (default: not at all)")
-    add("--language", default="en", help="of the text, for finding its sentences")
+    add("--language", default="en", help="of the text, as en or de, for its sentences; another code gets general rules")
     add_switch(group, "--sentence_per_line", "each line, or row, is a sentence already")
     add("--pair_unit", choices=["sentence", "segment"], default="sentence", help="pairs of single sentences, or of "
         "segments packed up to --max_seq_length")
@@ -208,6 +208,8 @@ def check_args(args, parser):
     for name in ("sentence_a", "sentence_b"):
         if getattr(args, name) is not None and not getattr(args, name).strip():
             parser.error(f"--{name} is empty; give a sentence")
+        if re.search("[\ud800-\udfff]", getattr(args, name) or ""):
+            parser.error(f"--{name} is not UTF-8; give it in the encoding of the terminal")
     files, todo = args.train_file or args.validation_file, args.do_train or args.do_eval
     if files and args.dataset_name:
         parser.error("--dataset_name and files were given; expected one of the two")
@@ -324,25 +326,30 @@ def read_pairs(paths, output_dir, skip, sample):
                                            "sentence_b."))
                 continue
             empty = [name for name in ("sentence_a", "sentence_b")
-                     if not isinstance(row[name], str) or not row[name].strip()]
+                     if not isinstance(row[name], str) or not row[name].strip()
+                     or re.search("[\ud800-\udfff]", row[name])]
             label = row.get("label")
             if empty:
-                on_fault(place, InputError(f"{place}: {empty[0]} is empty, or no text ({str(row[empty[0]])[:40]!r}). "
-                                           "Each row needs two sentences."))
+                on_fault(place, InputError(f"{place}: {empty[0]} is empty, or no whole text "
+                                           f"({str(row[empty[0]])[:40]!r}). Each row needs two sentences."))
+            elif pairs and ("label" in row) != ("label" in pairs[0]):
+                on_fault(place, InputError(f"{place}: it has {'a' if 'label' in row else 'no'} label, unlike the rows "
+                                           "before it. Give each row one, or none."))
             elif "label" in row and str(label).strip() not in ("0", "1"):
                 on_fault(place, InputError(f"{place}: label is {str(label)[:40]!r}; expected 0 (is next) or 1 (not "
                                            "next). Leave out the column where there are no labels."))
             else:
                 pairs.append({name: row[name] for name in ("sentence_a", "sentence_b")}
                              | ({"label": int(str(label))} if "label" in row else {}))
-    if len({len(pair) for pair in pairs}) > 1:
-        raise InputError(f"{', '.join(paths)}: some rows have a label and others have none; give each row one, or none")
     if not pairs:
         raise InputError(f"{', '.join(paths)}: there are no pairs in it. Expected a row for each, under a header of "
                          "sentence_a, sentence_b and perhaps label.")
-    if skipped and int(os.environ.get("RANK", 0)) == 0:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in skipped]
-        Path(output_dir, "skipped_rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    if int(os.environ.get("RANK", 0)) == 0:
+        listed = Path(output_dir, "skipped_rows.jsonl")
+        listed.unlink(missing_ok=True)  # that of an earlier run
+        if skipped:
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in skipped]
+            listed.write_text("".join(lines), encoding="utf-8")
     order = np.random.default_rng(0).permutation(len(pairs))[:sample]
     return [pairs[i] for i in sorted(order)], skipped
 
@@ -2180,7 +2187,8 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
     sizes = [f"| {split} | {examples:,} | {tokens:,} | {name} |" for split, (examples, tokens, name) in data.items()]
     scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
-    chosen = {name: value for name, value in sorted(settings.items()) if value not in (None, False, [])}
+    chosen = {name: value for name, value in sorted(settings.items())
+              if not (value is None or value is False or value == [])}  # a 0 is a setting
     lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", *named, "---", "",
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
              "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",

@@ -116,7 +116,7 @@ def add_model_and_data_flags(parser):
     add("--document_separator", choices=["auto", "blank_line", "line", "row"], default="auto", help="what ends a "
         "document; auto: in text a blank line, or without any each line; in a table each row")
     add("--sentences_per_document", type=int, help="cut documents after so many sentences (default: not at all)")
-    add("--language", default="en", help="of the text, for finding its sentences")
+    add("--language", default="en", help="of the text, as en or de, for its sentences; another code gets general rules")
     add_switch(group, "--sentence_per_line", "each line, or row, is a sentence already")
     add("--pair_unit", choices=["sentence", "segment"], default="segment", help="segments packed up to "
         "--max_seq_length, or single sentences")
@@ -2203,7 +2203,8 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
     sizes = [f"| {split} | {examples:,} | {tokens:,} | {name} |" for split, (examples, tokens, name) in data.items()]
     scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
-    chosen = {name: value for name, value in sorted(settings.items()) if value not in (None, False, [])}
+    chosen = {name: value for name, value in sorted(settings.items())
+              if not (value is None or value is False or value == [])}  # a 0 is a setting
     lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", *named, "---", "",
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
              "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",

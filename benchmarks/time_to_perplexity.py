@@ -4,8 +4,9 @@
 
 The stock way trains for --updates updates of 16 x 128 tokens, with its defaults. run_mlm.py trains with the same
 settings and seed, and where it ends above the stock way's loss, anew with a tenth more updates, until it does not: the
-time is that of the run that got there, from the start of its command to its end. Both evaluate, and both models are
-then scored by one evaluation, `run_mlm.py --do_eval`, on paragraphs that neither has trained on.
+time is that of the run that got there, from the start of its command to its end. Both evaluate at the end, run_mlm.py
+also at the start, and neither saves checkpoints; both models are then scored by one evaluation, `run_mlm.py --do_eval`,
+on paragraphs that neither has trained on.
 """
 
 import json
@@ -31,8 +32,8 @@ def main(argv=None):
     with Scratch() as scratch:
         held_out, train = scratch / "validation.txt", scratch / "train.txt"
         for path, paragraphs in (
-            (held_out, args.paragraphs[::20]),
-            (train, [text for n, text in enumerate(args.paragraphs) if n % 20]),
+            (held_out, args.paragraphs[::40]),
+            (train, [text for n, text in enumerate(args.paragraphs) if n % 40]),
         ):
             path.write_text("\n".join(paragraphs) + "\n", encoding="utf-8")
         files = ["--train_file", train, "--validation_file", held_out, "--learning_rate", args.learning_rate]
@@ -55,7 +56,7 @@ def main(argv=None):
             while True:
                 flags = ["--max_steps", updates, "--seed", pair, "--output_dir", scratch / "ours"]
                 done = launch("run_mlm.py", "--model", args.model, *files, *flags, "--overwrite_output_dir",
-                              home=scratch / "home")  # fmt: skip
+                              "--save_strategy", "no", home=scratch / "home")  # fmt: skip
                 loss = score(scratch / "ours")
                 if loss <= target:
                     return done.seconds, loss, updates

@@ -183,3 +183,45 @@ def accelerate_launch(script, settings, folder, processes=1, **how):
     """Run a script by `accelerate launch`, from nothing, in a folder: a Done."""
     several = ["--multi_gpu", "--num_processes", processes, "--main_process_port", 0] if processes > 1 else []
     return run_fresh(["-m", "accelerate.commands.launch", *several, script, *command_line(**settings)], folder, **how)
+
+
+def write_documents(path, documents):
+    """Write documents, lists of lines, as text: a blank line between two of them."""
+    path.write_text("\n\n".join("\n".join(lines) for lines in documents) + "\n", encoding="utf-8")
+    return path
+
+
+def read_documents(path, tokenizer, sentence_per_line=False):
+    """Read such a file by sentencex and the tokenizer alone: the Documents that pairs are made of."""
+    import pyarrow as pa
+    import sentencex
+    from datasets import Dataset
+
+    from utils.documents import Documents
+
+    rows = {"ids": [], "document": []}
+    for number, document in enumerate(path.read_text(encoding="utf-8").split("\n\n")):
+        for line in document.splitlines():
+            for sentence in [line] if sentence_per_line else sentencex.segment("en", line):
+                if sentence.strip():
+                    rows["ids"].append(tokenizer(sentence.strip(), add_special_tokens=False)["input_ids"])
+                    rows["document"].append(number)
+    types = pa.schema({"ids": pa.large_list(pa.int32()), "document": pa.int64()})
+    return Documents(Dataset(pa.table(rows, types)).with_format("arrow"))
+
+
+def add_pair_head(folder, tiny_bert):
+    """Make the tiny BERT one with heads for masked tokens and for pairs: its folder.
+
+    Its random weights are large enough for scores far from those of a uniform model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, BertForPreTraining
+
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = BertForPreTraining(AutoConfig.from_pretrained(tiny_bert))
+    model.cls.seq_relationship.weight.data.mul_(4)
+    model.save_pretrained(folder)
+    return folder

@@ -297,7 +297,8 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
     sizes = [f"| {split} | {examples:,} | {tokens:,} | {name} |" for split, (examples, tokens, name) in data.items()]
     scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
-    chosen = {name: value for name, value in sorted(settings.items()) if value not in (None, False, [])}
+    chosen = {name: value for name, value in sorted(settings.items())
+              if not (value is None or value is False or value == [])}  # a 0 is a setting
     lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", *named, "---", "",
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
              "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
