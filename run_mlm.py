@@ -732,8 +732,9 @@ def made_with(args, data, model_type, num_processes):
     made = {split: f"{len(examples)} examples of {counts['key']}" for split, (examples, counts, _) in data.items()
             if split != "test"}
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
-    return made | {"kind of model": model_type, "global batch": batch} | {f"--{name}": getattr(args, name) for name in (
-        "seed", "learning_rate", "weight_decay", "masking", "mlm_probability", "mask_replace_prob",
+    made |= {"task": "mlm", "kind of model": model_type, "global batch": batch}
+    return made | {f"--{name}": getattr(args, name) for name in (
+        "seed", "learning_rate", "weight_decay", "config_overrides", "masking", "mlm_probability", "mask_replace_prob",
         "random_replace_prob")}
 
 
@@ -1595,6 +1596,8 @@ def choose_parts(sources, percent, tasks, load_best_model_at_end):
         parts["validation"] = (sources["train"], ("drawn", percent))
     if not tasks["train"]:
         parts.pop("train", None)
+    if not (tasks["train"] or tasks["validation"]):
+        parts.pop("validation", None)
     for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
         if tasks[split] and split not in parts and not (tasks["train"] and split == "validation"):
             raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
@@ -1945,7 +1948,7 @@ class TrainingRun:
     def settle(self):
         """Read the losses that are still on the device, and add them up over all processes."""
         if self.pending:
-            sums = self.processes.sum(*torch.stack(self.pending).double().sum(dim=0).tolist())
+            sums = self.processes.sum(*torch.stack(self.pending).cpu().double().sum(dim=0).tolist())
             before = self.state["window"]["sums"]
             self.state["window"]["sums"] = [a + b for a, b in zip(before, sums, strict=True)]
         self.pending.clear()
@@ -2023,7 +2026,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
 
     Args:
         base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
-        tag: the Hub's name of the task. data: dict of split to (examples, tokens, name of the source).
+        tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
         settings: dict of all flags.
     """
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
@@ -2031,7 +2034,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
     scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
     chosen = {name: value for name, value in sorted(settings.items())
               if not (value is None or value is False or value == [])}  # a 0 is a setting
-    lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", *named, "---", "",
+    lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
              "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
              "| score | before | after |", "| --- | ---: | ---: |", *scores, "",

@@ -26,6 +26,7 @@ import difflib
 import glob
 import gzip
 import hashlib
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -37,6 +38,7 @@ import signal
 import sys
 import time
 import zlib
+from array import array
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -218,6 +220,8 @@ def check_args(args, parser):
     if not (todo or args.do_predict):
         args.do_train, args.do_predict = bool(args.train_file or args.dataset_name), bool(args.test_file)
         args.do_eval = bool(args.train_file or args.validation_file or args.dataset_name)
+    if args.prepare_only and not files and args.test_file:
+        parser.error("--prepare_only has nothing to prepare: give --train_file, --validation_file or --dataset_name")
     if args.do_train and not (args.train_file or args.dataset_name):
         parser.error("--do_train has nothing to train on: give --train_file or --dataset_name")
     if args.do_predict and not args.test_file:
@@ -244,20 +248,29 @@ def prepare_data(args, tokenizer):
                                          overwrite=overwrite and source[0] not in seen)
         seen.add(source[0])
         documents = Documents(tokens, part, args.sentences_per_document)
-        advice = ("Separate documents by blank lines, or give --document_separator line, or --sentences_per_document "
-                  "to cut a long one" + (", or --validation_file." if part[0] != "all" else "."))
-        if not len(documents):
-            raise InputError(f"{source[2]}: its {split} part has no document of two sentences or more, only "
-                             f"{documents.single:,} of one, and none of those makes a pair. {advice}")
-        if len(documents) < 2 and args.objective == "nsp":
-            raise InputError(f"{source[2]}: its {split} part is one document only, with {documents.starts[-1]:,} "
-                             f"sentences; a random B has to come from another one. {advice} --objective sop needs but "
-                             "one.")
+        check_documents(documents, source[2], split, part, args.objective)
         counts["unknown"] = sum(int((piece == tokenizer.unk_token_id).sum()) for piece in documents.pieces)
         counts["text_tokens"] = sum(map(len, documents.pieces))
         counts["part"] = f"{part} {args.sentences_per_document}"
         data[split] = (documents, counts, source[2])
     return data
+
+
+def check_documents(documents, name, split, part, objective):
+    """Raise InputError, which says how to go on, where documents are too few for pairs."""
+    needed = 2 if objective == "nsp" else 1  # a random B has to come from another one
+    if len(documents) >= needed:
+        return
+    found = f"one document only, with {documents.starts[-1]:,} sentences" if len(documents) else "no document"
+    advice = ("Separate documents by blank lines, or give --document_separator line, or --sentences_per_document 50 to "
+              "cut a long one; --objective sop needs but one.")
+    if documents.single > len(documents):
+        advice = ("Where lines without blank lines between them belong together, give --document_separator blank_line, "
+                  "and --sentences_per_document 50 to cut a long document.")
+    if part[0] != "all":
+        advice += " Or give --validation_file, or --validation_split_percentage 0."
+    raise InputError(f"{name}: its {split} part has {found} of two sentences or more, and {documents.single:,} of one, "
+                     f"which make no pairs; expected at least {needed}, as a random B comes from another. {advice}")
 
 
 def make_collators(args, tokenizer, data):
@@ -292,7 +305,7 @@ def describe_data(data, pairs, begun, say):
 
 
 def read_pairs(paths, output_dir, skip, sample):
-    """Read tables of pairs: a list of dicts of sentence_a, sentence_b, and label where the table has one.
+    """Read tables of pairs: a list of dicts of sentence_a, sentence_b, label where the table has one, and what else.
 
     Args:
         paths: .csv, .tsv, .jsonl, .json or .parquet files, each also as .gz.
@@ -339,8 +352,7 @@ def read_pairs(paths, output_dir, skip, sample):
                 on_fault(place, InputError(f"{place}: label is {str(label)[:40]!r}; expected 0 (is next) or 1 (not "
                                            "next). Leave out the column where there are no labels."))
             else:
-                pairs.append({name: row[name] for name in ("sentence_a", "sentence_b")}
-                             | ({"label": int(str(label))} if "label" in row else {}))
+                pairs.append({**row, "label": int(str(label))} if "label" in row else row)
     if not pairs:
         raise InputError(f"{', '.join(paths)}: there are no pairs in it. Expected a row for each, under a header of "
                          "sentence_a, sentence_b and perhaps label.")
@@ -367,12 +379,12 @@ class Documents:
         table: Dataset of `ids` (int32 lists) and `document`, a row for each sentence, in the Arrow format.
         part: (which, percent): "all" documents, "drawn" ones of so many percent but two at least, by number alone, or
             the "rest".
-        sentences_per_document: cut documents after so many sentences; None leaves them whole.
+        sentences_per_document: cut documents after so many sentences, before any are drawn; None leaves them whole.
 
     Attributes:
         starts: number of the first sentence of each document, and that of all sentences; int64, (documents + 1,).
         lengths: tokens of each sentence; int64, (sentences,).
-        single: how many documents were left out for their single sentence.
+        single: how many documents were left out for their single sentence, before any were drawn.
     """
 
     def __init__(self, table, part=("all", 0), sentences_per_document=None):
@@ -382,17 +394,20 @@ class Documents:
         numbers = table.data["document"].to_numpy()[rows]  # of documents
         begins = np.diff(numbers, prepend=-1) != 0
         if sentences_per_document:
-            place = np.arange(len(rows)) - np.flatnonzero(begins)[np.cumsum(begins) - 1]  # in its document
-            begins = place % sentences_per_document == 0
+            document = np.cumsum(begins) - 1
+            place = np.arange(len(rows)) - np.flatnonzero(begins)[document]  # in its document
+            alone = (place > 0) & (place + 1 == np.bincount(document)[document])  # a rest of one stays with the others
+            begins = (place % sentences_per_document == 0) & ~alone
         numbers = np.cumsum(begins) - 1  # from 0, without gaps
-        count = int(begins.sum())
-        share = max(0, min(max(2, round(count * part[1] / 100)), count - 2))  # so that each has two, if there are four
-        drawn = np.zeros(count, dtype=bool)
-        drawn[np.random.default_rng(0).permutation(count)[:share]] = True
-        wanted = {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[part[0]]
-        sentences = np.bincount(numbers, minlength=count)  # of each document
-        self.single = int((wanted & (sentences == 1)).sum())
-        kept = (wanted & (sentences > 1))[numbers]
+        sentences = np.bincount(numbers, minlength=int(begins.sum()))  # of each document
+        usable = np.flatnonzero(sentences > 1)
+        share = round(len(usable) * part[1] / 100)
+        share = max(0, min(max(2, share), len(usable) - 2))  # two at least in each, if there are four
+        drawn = usable[np.random.default_rng(0).permutation(len(usable))[:share]]
+        wanted = np.zeros(len(sentences), dtype=bool)
+        wanted[{"all": usable, "drawn": drawn, "rest": np.setdiff1d(usable, drawn)}[part[0]]] = True
+        self.single = int((sentences == 1).sum()) if part[0] != "drawn" else 0
+        kept = wanted[numbers]
         rows, numbers = rows[kept], numbers[kept]
         self.lengths = lengths[rows].astype(np.int64)
         self.starts = np.concatenate([np.flatnonzero(np.diff(numbers, prepend=-1)), [len(rows)]])
@@ -459,7 +474,7 @@ def plan_segments(documents, seed, epoch, *, size, short_seq_prob, swap):
     Source: Devlin et al. 2018, appendix A.2, and create_pretraining_data.py of https://github.com/google-research/bert
     """
     rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))  # not that of the order
-    lengths, rows = documents.lengths.tolist(), []
+    lengths, rows = documents.lengths.tolist(), array("q")  # four numbers a pair, one after the other
     for first, last in pairwise(documents.starts.tolist()):
         start = first
         while start < last:
@@ -471,27 +486,27 @@ def plan_segments(documents, seed, epoch, *, size, short_seq_prob, swap):
             label = int(coin < 0.5)
             if end - start == 1:  # the last sentence of the document
                 shown = (start, end, end) if label and not swap else (start - 1, start, end)
-                rows.append((*shown, label))
+                rows.extend((*shown, label))
                 break
             most, total = start + 1, lengths[start]  # A leaves a quarter of the room to B
             while most + 1 < end and total + lengths[most] <= size * 3 // 4:
                 most, total = most + 1, total + lengths[most]
             middle = start + 1 + int(split * (most - start))
-            rows.append((start, middle, end, label))
+            rows.extend((start, middle, end, label))
             start = middle if label and not swap else end
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
 # Copied from utils.documents.truncate_pair
-def truncate_pair(a, b, size, rng):
-    """Shorten two arrays to `size` tokens together: from the longer one, at its front or back at random.
+def truncate_pair(a, b, size, rng=None):
+    """Shorten two arrays to `size` tokens together: from the longer one, at its front or back at random (rng), or back.
 
     Source: Devlin et al. 2018, appendix A.2; truncate_seq_pair in https://github.com/google-research/bert
     """
     if len(a) + len(b) <= size:
         return a, b
     kept = min(len(a), max(size - len(b), size - size // 2)), min(len(b), max(size - len(a), size // 2))
-    fronts = [rng.binomial(len(part) - length, 0.5) for part, length in zip((a, b), kept, strict=True)]
+    fronts = [rng.binomial(len(part) - length, 0.5) if rng else 0 for part, length in zip((a, b), kept, strict=True)]
     return tuple(part[front : front + length] for part, front, length in zip((a, b), fronts, kept, strict=True))
 
 
@@ -502,6 +517,13 @@ def pad(rows, value):
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return torch.from_numpy(padded)
+
+
+# Copied from utils.collators.join_pair
+def join_pair(a, b, edges):
+    """Join the ids of A and B, by the ids of [CLS] and [SEP]: int64 arrays of ids and of token types, (seq,)."""
+    cls, sep = edges
+    return np.concatenate([[cls], a, [sep], b, [sep]]), np.repeat([0, 1], [len(a) + 2, len(b) + 1])
 
 
 # Copied from utils.collators.PairCollator
@@ -557,6 +579,7 @@ class PairCollator:
         a, other = documents.ids(start, middle), middle
         if label and not self.swap:
             wanted, several = int(documents.lengths[middle:end].sum()), middle - start > 1
+            wanted = wanted or int(documents.lengths[start])  # A is the last sentence of its document
             other, end = self.other(start, wanted, rng)
             b = documents.ids(other, end)
             if several:  # of these sentences none is cut away, as none is from a true pair of several
@@ -587,15 +610,16 @@ class PairCollator:
 
     def rows(self, examples):
         """Make rows of ids (seq,) with special tokens, of token types (seq,), and labels, for numbers of examples."""
-        cls, sep = self.edges
         ids, types, labels = [], [], []
         for example in examples:
             a, b, label, _ = self.pair(example)
-            ids.append(np.concatenate([[cls], a, [sep], b, [sep]]))
-            types.append(np.repeat([0, 1], [len(a) + 2, len(b) + 1]))
+            row, row_types = join_pair(a, b, self.edges)
+            ids.append(row)
+            types.append(row_types)
             labels.append(label)
         if not examples:  # the last global batch can leave a process without any: it joins, and predicts nothing
-            ids, types, labels = [np.array([cls, sep, sep])], [np.array([0, 0, 1])], [-100]
+            row, row_types = join_pair([], [], self.edges)
+            ids, types, labels = [row.astype(np.int64)], [row_types], [-100]
         return ids, types, labels
 
     def __call__(self, examples):
@@ -604,7 +628,10 @@ class PairCollator:
         Returns:
             input_ids, token_type_ids, attention_mask: (batch, seq). next_sentence_label: (batch,), 0 where B follows A.
         """
-        ids, types, labels = self.rows(examples)
+        return self.batch(*self.rows(examples))
+
+    def batch(self, ids, types, labels):
+        """Put rows under each other, as __call__ returns them."""
         return {"input_ids": pad(ids, self.pad_id), "token_type_ids": pad(types, 0),
                 "attention_mask": pad([np.ones_like(row) for row in ids], 0),
                 "next_sentence_label": torch.tensor(labels)}
@@ -836,10 +863,16 @@ def judge(model, tokenizer, pairs, max_seq_length, batch_size):
     judged = []
     starts = range(0, len(pairs), batch_size)
     for start in tqdm(starts, desc="Judging", disable=len(pairs) == 1 or None, leave=False):
-        batch = pairs[start : start + batch_size]
-        inputs = tokenizer([pair["sentence_a"] for pair in batch], [pair["sentence_b"] for pair in batch],
-                           padding=True, truncation="longest_first", max_length=max_seq_length, return_tensors="pt")
-        scores = model(**inputs.to(model.device)).logits.float()  # (batch, 2)
+        batch, rows = pairs[start : start + batch_size], []
+        sides = [tokenizer([pair[name] for pair in batch], add_special_tokens=False, verbose=False)["input_ids"]
+                 for name in ("sentence_a", "sentence_b")]
+        for a, b in zip(*sides, strict=True):
+            a, b = truncate_pair(np.array(a, dtype=np.int64), np.array(b, dtype=np.int64), max_seq_length - 3)
+            rows.append(join_pair(a, b, edge_ids(tokenizer)))
+        inputs = {"input_ids": pad([ids for ids, _ in rows], tokenizer.pad_token_id),
+                  "token_type_ids": pad([types for _, types in rows], 0),
+                  "attention_mask": pad([np.ones_like(ids) for ids, _ in rows], 0)}
+        scores = model(**send_to_device(inputs, model.device)).logits.float()  # (batch, 2)
         for pair, row, probability in zip(batch, scores.tolist(), scores.softmax(dim=-1)[:, 0].tolist(), strict=True):
             judged.append({**pair, "score_is_next": row[0], "score_not_next": row[1], "probability": probability,
                            "verdict": "is next" if row[0] >= row[1] else "not next"})
@@ -851,7 +884,7 @@ def predict(args, model, tokenizer, pairs):
     asked = [{"sentence_a": args.sentence_a, "sentence_b": args.sentence_b}] if args.sentence_a else []
     judged = judge(model, tokenizer, pairs + asked, args.max_seq_length, args.per_device_eval_batch_size)
     if pairs:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in judged[: len(pairs)]]
+        lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in judged[: len(pairs)]]
         Path(args.output_dir, "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
     return judged[: len(pairs)], judged[-1] if asked else None
 
@@ -886,9 +919,10 @@ def made_with(args, data, model_type, num_processes):
     """What a checkpoint is made with, and a resume may not change: dict of name to value."""
     made = {split: f"{counts['key']} {counts['part']}" for split, (_, counts, _) in data.items()}
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
-    return made | {"kind of model": model_type, "global batch": batch} | {f"--{name}": getattr(args, name) for name in (
-        "seed", "learning_rate", "weight_decay", "max_seq_length", "pair_unit", "short_seq_prob", "objective",
-        "max_train_samples")}
+    made |= {"task": "nsp", "kind of model": model_type, "global batch": batch}
+    return made | {f"--{name}": getattr(args, name) for name in (
+        "seed", "learning_rate", "weight_decay", "config_overrides", "max_eval_samples", "max_seq_length", "pair_unit",
+        "short_seq_prob", "objective", "max_train_samples")}
 
 
 def finish(args, model, tokenizer, data, pairs, results, note):
@@ -899,7 +933,7 @@ def finish(args, model, tokenizer, data, pairs, results, note):
                  for split, (documents, _, name) in data.items()}
         write_model_card(args.output_dir, args.model, f"trained on {data['train'][2]} by "
                          f"{'next sentence' if args.objective == 'nsp' else 'sentence order'} prediction; {note}.",
-                         "text-classification", sizes, results, vars(args))
+                         None, sizes, results, vars(args))
     same_model = args.resume_from_checkpoint or Path(args.model).resolve() == Path(args.output_dir).resolve()
     write_results(args.output_dir, results, same_model, args.do_train)
     if args.push_to_hub:
@@ -969,12 +1003,12 @@ def main(argv=None):
             start_trackers(accelerator, "nsp", vars(args), state)
             model = accelerator.prepare_model(model, evaluation_mode=True)
             results = score(model) if args.do_eval else {}
+        # What is predicted and saved is computed in float32.
+        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        judged, verdict = predict(args, model, tokenizer, questions) if rank == 0 else ([], None)
     except torch.OutOfMemoryError:
         raise out_of_memory(args.per_device_train_batch_size, args.max_seq_length,
                             args.gradient_accumulation_steps) from None
-    # What is predicted and saved is computed in float32.
-    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
-    judged, verdict = predict(args, model, tokenizer, questions) if rank == 0 else ([], None)
     results |= predict_scores(judged) if judged else {}
     accelerator.log({k: value for k, value in results.items() if k not in ("step", "epoch")}, step=state["step"])
     if rank == 0 and results:
@@ -1709,7 +1743,8 @@ def split_sentences(source, language, sentence_per_line):
             yield (pa.array(itertools.chain.from_iterable(split), pa.large_string()),
                    np.repeat(documents, list(map(len, split))))
 
-    return source if sentence_per_line else (f"{fingerprint} sentences {language}", sentences, name)
+    version = importlib.metadata.version("sentencex")  # another may find other sentences
+    return source if sentence_per_line else (f"{fingerprint} sentences {language} {version}", sentences, name)
 
 
 # Copied from utils.sources.write_texts
@@ -1753,6 +1788,8 @@ def choose_parts(sources, percent, tasks, load_best_model_at_end):
         parts["validation"] = (sources["train"], ("drawn", percent))
     if not tasks["train"]:
         parts.pop("train", None)
+    if not (tasks["train"] or tasks["validation"]):
+        parts.pop("validation", None)
     for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
         if tasks[split] and split not in parts and not (tasks["train"] and split == "validation"):
             raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
@@ -2103,7 +2140,7 @@ class TrainingRun:
     def settle(self):
         """Read the losses that are still on the device, and add them up over all processes."""
         if self.pending:
-            sums = self.processes.sum(*torch.stack(self.pending).double().sum(dim=0).tolist())
+            sums = self.processes.sum(*torch.stack(self.pending).cpu().double().sum(dim=0).tolist())
             before = self.state["window"]["sums"]
             self.state["window"]["sums"] = [a + b for a, b in zip(before, sums, strict=True)]
         self.pending.clear()
@@ -2181,7 +2218,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
 
     Args:
         base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
-        tag: the Hub's name of the task. data: dict of split to (examples, tokens, name of the source).
+        tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
         settings: dict of all flags.
     """
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
@@ -2189,7 +2226,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
     scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
     chosen = {name: value for name, value in sorted(settings.items())
               if not (value is None or value is False or value == [])}  # a 0 is a setting
-    lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", *named, "---", "",
+    lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
              "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
              "| score | before | after |", "| --- | ---: | ---: |", *scores, "",

@@ -13,6 +13,7 @@ import math
 from functools import partial
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from transformers import AutoModelForNextSentencePrediction, AutoTokenizer
@@ -65,6 +66,7 @@ def main(argv=None):
     flags = ["--max_seq_length", 64, "--num_train_epochs", args.num_train_epochs, "--learning_rate", args.learning_rate,
              "--warmup_steps", 0.1, "--save_strategy", "no"]  # fmt: skip
     with Scratch() as scratch:
+        datasets.config.HF_DATASETS_CACHE = scratch / "datasets"  # of what this process prepares
         train = [chapter for name, chapters in books for chapter in chapters[: -held_out[name]]]
         validation = [chapter for name, chapters in books for chapter in chapters[-held_out[name] :]]
         for name, chapters in (("train", train), ("validation", validation)):
@@ -92,13 +94,15 @@ def main(argv=None):
           f"{results['eval_accuracy']:.4f} after")  # fmt: skip
     rows = []
     for name, chosen in (
-        ("all", np.ones_like(hits)),
+        ("all", np.ones_like(hits, dtype=bool)),
         ("the true next sentence", ~negative),
         ("random B of the same book", negative & same),
         ("random B of another book", negative & ~same),
     ):
         number, right = int(chosen.sum()), int(hits[chosen].sum())
-        rows.append((name, f"{number:,}", f"{right / number:.3f}", f"{chance_of(right, number):.1e}"))
+        if number:  # of one class alone, chance says nothing: a model may favour it
+            chance = f"{chance_of(right, number):.1e}" if chosen.all() else "-"
+            rows.append((name, f"{number:,}", f"{right / number:.3f}", chance))
     print_table(("held-out pairs", "number", "accuracy", "by chance"), rows)
 
 

@@ -11,6 +11,7 @@ import statistics
 import time
 from itertools import islice
 
+import datasets
 import sentencex
 import torch
 from transformers import AutoModelForPreTraining, AutoTokenizer, DataCollatorForLanguageModeling
@@ -80,6 +81,7 @@ def update_milliseconds(model_name, batch):
 def main(argv=None):
     args = parse_args(parser_of(__doc__), argv)
     with Scratch() as scratch:
+        datasets.config.HF_DATASETS_CACHE = scratch / "datasets"
         text = scratch / "text.txt"
         write_text(text, args.paragraphs, 4)
         ways = {

@@ -12,6 +12,7 @@ import itertools
 import statistics
 import time
 
+import datasets
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -88,6 +89,7 @@ def main(argv=None):
     threads = torch.cpu.get_capabilities().get("num_physical_cores") or torch.get_num_threads()
     native = run_mlm.pick_precision("auto", "no", "cpu")
     with Scratch() as scratch:
+        datasets.config.HF_DATASETS_CACHE = scratch / "datasets"  # of what this process prepares
         text = scratch / "text.txt"
         write_text(text, args.paragraphs, args.updates * BATCH * LENGTH * 6 / 1e6)  # some 5 letters a token
         common = ["--model", args.model, "--train_file", text, "--max_steps", args.updates]

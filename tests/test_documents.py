@@ -89,12 +89,11 @@ def test_there_may_be_no_document_of_two_sentences(given):
     ("count", "found", "single"),
     [
         (None, [[[1], [2], [3], [4], [5]], [[6], [7], [8]]], 0),
-        (2, [[[1], [2]], [[3], [4]], [[6], [7]]], 2),  # 5 and 8 are left alone
+        (2, [[[1], [2]], [[3], [4], [5]], [[6], [7], [8]]], 0),  # 5 and 8 would be alone
         (3, [[[1], [2], [3]], [[4], [5]], [[6], [7], [8]]], 0),
-        (4, [[[1], [2], [3], [4]], [[6], [7], [8]]], 1),
+        (4, [[[1], [2], [3], [4], [5]], [[6], [7], [8]]], 0),
         (5, [[[1], [2], [3], [4], [5]], [[6], [7], [8]]], 0),
         (100, [[[1], [2], [3], [4], [5]], [[6], [7], [8]]], 0),
-        (1, [], 8),
     ],
 )
 def test_sentences_per_document_cuts_each_document_and_joins_none(count, found, single):
@@ -136,11 +135,13 @@ def test_two_documents_are_drawn_and_two_are_left_where_there_are_four():
         assert [len(Documents(table, (which, 99))) for which in ("drawn", "rest")] == of_99_percent
 
 
-def test_single_sentences_are_counted_in_the_part_they_are_in():
+def test_documents_of_one_sentence_are_left_out_before_any_are_drawn():
+    """Headings that stand alone do not take the place of documents that make pairs; they are counted once."""
     table = table_of([[[n], [n]] if n % 3 else [[n]] for n in range(30)])
     drawn, rest = (Documents(table, (which, 30)) for which in ("drawn", "rest"))
-    assert drawn.single + rest.single == Documents(table).single == 10
-    assert len(drawn) + drawn.single == 9 and len(rest) + rest.single == 21
+    assert (len(drawn), drawn.single) == (6, 0) and (len(rest), rest.single) == (14, 10)
+    alternate = table_of([[[n], [n]] if n % 2 else [[n]] for n in range(8)])
+    assert [len(Documents(alternate, (which, 10))) for which in ("drawn", "rest")] == [2, 2]
 
 
 # ---------------------------------------------------------------- tables in pieces

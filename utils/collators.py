@@ -113,6 +113,12 @@ class MaskingCollator:
         return batch
 
 
+def join_pair(a, b, edges):
+    """Join the ids of A and B, by the ids of [CLS] and [SEP]: int64 arrays of ids and of token types, (seq,)."""
+    cls, sep = edges
+    return np.concatenate([[cls], a, [sep], b, [sep]]), np.repeat([0, 1], [len(a) + 2, len(b) + 1])
+
+
 class PairCollator:
     """Make pairs of sentences or segments, padded to the longest of the batch, anew each epoch (set `epoch`).
 
@@ -165,6 +171,7 @@ class PairCollator:
         a, other = documents.ids(start, middle), middle
         if label and not self.swap:
             wanted, several = int(documents.lengths[middle:end].sum()), middle - start > 1
+            wanted = wanted or int(documents.lengths[start])  # A is the last sentence of its document
             other, end = self.other(start, wanted, rng)
             b = documents.ids(other, end)
             if several:  # of these sentences none is cut away, as none is from a true pair of several
@@ -195,15 +202,16 @@ class PairCollator:
 
     def rows(self, examples):
         """Make rows of ids (seq,) with special tokens, of token types (seq,), and labels, for numbers of examples."""
-        cls, sep = self.edges
         ids, types, labels = [], [], []
         for example in examples:
             a, b, label, _ = self.pair(example)
-            ids.append(np.concatenate([[cls], a, [sep], b, [sep]]))
-            types.append(np.repeat([0, 1], [len(a) + 2, len(b) + 1]))
+            row, row_types = join_pair(a, b, self.edges)
+            ids.append(row)
+            types.append(row_types)
             labels.append(label)
         if not examples:  # the last global batch can leave a process without any: it joins, and predicts nothing
-            ids, types, labels = [np.array([cls, sep, sep])], [np.array([0, 0, 1])], [-100]
+            row, row_types = join_pair([], [], self.edges)
+            ids, types, labels = [row.astype(np.int64)], [row_types], [-100]
         return ids, types, labels
 
     def __call__(self, examples):
@@ -212,7 +220,10 @@ class PairCollator:
         Returns:
             input_ids, token_type_ids, attention_mask: (batch, seq). next_sentence_label: (batch,), 0 where B follows A.
         """
-        ids, types, labels = self.rows(examples)
+        return self.batch(*self.rows(examples))
+
+    def batch(self, ids, types, labels):
+        """Put rows under each other, as __call__ returns them."""
         return {"input_ids": pad(ids, self.pad_id), "token_type_ids": pad(types, 0),
                 "attention_mask": pad([np.ones_like(row) for row in ids], 0),
                 "next_sentence_label": torch.tensor(labels)}
@@ -242,6 +253,5 @@ class PretrainingCollator(PairCollator):
                                       continues=continues, **self.masking))
         targets = pad([row for _, row in masked], -100).ravel()  # (batch x seq,)
         positions = (targets != -100).nonzero().ravel()
-        return {"input_ids": pad([row for row, _ in masked], self.pad_id), "token_type_ids": pad(types, 0),
-                "attention_mask": pad([np.ones_like(row) for row in ids], 0), "positions": positions,
-                "targets": targets[positions], "next_sentence_label": torch.tensor(labels)}
+        return {**self.batch([row for row, _ in masked], types, labels), "positions": positions,
+                "targets": targets[positions]}

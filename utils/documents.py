@@ -1,5 +1,6 @@
 """Documents of sentences, and how an epoch pairs them."""
 
+from array import array
 from itertools import pairwise
 
 import numpy as np
@@ -16,12 +17,12 @@ class Documents:
         table: Dataset of `ids` (int32 lists) and `document`, a row for each sentence, in the Arrow format.
         part: (which, percent): "all" documents, "drawn" ones of so many percent but two at least, by number alone, or
             the "rest".
-        sentences_per_document: cut documents after so many sentences; None leaves them whole.
+        sentences_per_document: cut documents after so many sentences, before any are drawn; None leaves them whole.
 
     Attributes:
         starts: number of the first sentence of each document, and that of all sentences; int64, (documents + 1,).
         lengths: tokens of each sentence; int64, (sentences,).
-        single: how many documents were left out for their single sentence.
+        single: how many documents were left out for their single sentence, before any were drawn.
     """
 
     def __init__(self, table, part=("all", 0), sentences_per_document=None):
@@ -31,17 +32,20 @@ class Documents:
         numbers = table.data["document"].to_numpy()[rows]  # of documents
         begins = np.diff(numbers, prepend=-1) != 0
         if sentences_per_document:
-            place = np.arange(len(rows)) - np.flatnonzero(begins)[np.cumsum(begins) - 1]  # in its document
-            begins = place % sentences_per_document == 0
+            document = np.cumsum(begins) - 1
+            place = np.arange(len(rows)) - np.flatnonzero(begins)[document]  # in its document
+            alone = (place > 0) & (place + 1 == np.bincount(document)[document])  # a rest of one stays with the others
+            begins = (place % sentences_per_document == 0) & ~alone
         numbers = np.cumsum(begins) - 1  # from 0, without gaps
-        count = int(begins.sum())
-        share = max(0, min(max(2, round(count * part[1] / 100)), count - 2))  # so that each has two, if there are four
-        drawn = np.zeros(count, dtype=bool)
-        drawn[np.random.default_rng(0).permutation(count)[:share]] = True
-        wanted = {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[part[0]]
-        sentences = np.bincount(numbers, minlength=count)  # of each document
-        self.single = int((wanted & (sentences == 1)).sum())
-        kept = (wanted & (sentences > 1))[numbers]
+        sentences = np.bincount(numbers, minlength=int(begins.sum()))  # of each document
+        usable = np.flatnonzero(sentences > 1)
+        share = round(len(usable) * part[1] / 100)
+        share = max(0, min(max(2, share), len(usable) - 2))  # two at least in each, if there are four
+        drawn = usable[np.random.default_rng(0).permutation(len(usable))[:share]]
+        wanted = np.zeros(len(sentences), dtype=bool)
+        wanted[{"all": usable, "drawn": drawn, "rest": np.setdiff1d(usable, drawn)}[part[0]]] = True
+        self.single = int((sentences == 1).sum()) if part[0] != "drawn" else 0
+        kept = wanted[numbers]
         rows, numbers = rows[kept], numbers[kept]
         self.lengths = lengths[rows].astype(np.int64)
         self.starts = np.concatenate([np.flatnonzero(np.diff(numbers, prepend=-1)), [len(rows)]])
@@ -106,7 +110,7 @@ def plan_segments(documents, seed, epoch, *, size, short_seq_prob, swap):
     Source: Devlin et al. 2018, appendix A.2, and create_pretraining_data.py of https://github.com/google-research/bert
     """
     rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))  # not that of the order
-    lengths, rows = documents.lengths.tolist(), []
+    lengths, rows = documents.lengths.tolist(), array("q")  # four numbers a pair, one after the other
     for first, last in pairwise(documents.starts.tolist()):
         start = first
         while start < last:
@@ -118,24 +122,24 @@ def plan_segments(documents, seed, epoch, *, size, short_seq_prob, swap):
             label = int(coin < 0.5)
             if end - start == 1:  # the last sentence of the document
                 shown = (start, end, end) if label and not swap else (start - 1, start, end)
-                rows.append((*shown, label))
+                rows.extend((*shown, label))
                 break
             most, total = start + 1, lengths[start]  # A leaves a quarter of the room to B
             while most + 1 < end and total + lengths[most] <= size * 3 // 4:
                 most, total = most + 1, total + lengths[most]
             middle = start + 1 + int(split * (most - start))
-            rows.append((start, middle, end, label))
+            rows.extend((start, middle, end, label))
             start = middle if label and not swap else end
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
-def truncate_pair(a, b, size, rng):
-    """Shorten two arrays to `size` tokens together: from the longer one, at its front or back at random.
+def truncate_pair(a, b, size, rng=None):
+    """Shorten two arrays to `size` tokens together: from the longer one, at its front or back at random (rng), or back.
 
     Source: Devlin et al. 2018, appendix A.2; truncate_seq_pair in https://github.com/google-research/bert
     """
     if len(a) + len(b) <= size:
         return a, b
     kept = min(len(a), max(size - len(b), size - size // 2)), min(len(b), max(size - len(a), size // 2))
-    fronts = [rng.binomial(len(part) - length, 0.5) for part, length in zip((a, b), kept, strict=True)]
+    fronts = [rng.binomial(len(part) - length, 0.5) if rng else 0 for part, length in zip((a, b), kept, strict=True)]
     return tuple(part[front : front + length] for part, front, length in zip((a, b), fronts, kept, strict=True))

@@ -1,6 +1,7 @@
 """Where text comes from: files or a data set; and what is kept of it in the cache."""
 
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import os
@@ -91,7 +92,8 @@ def split_sentences(source, language, sentence_per_line):
             yield (pa.array(itertools.chain.from_iterable(split), pa.large_string()),
                    np.repeat(documents, list(map(len, split))))
 
-    return source if sentence_per_line else (f"{fingerprint} sentences {language}", sentences, name)
+    version = importlib.metadata.version("sentencex")  # another may find other sentences
+    return source if sentence_per_line else (f"{fingerprint} sentences {language} {version}", sentences, name)
 
 
 def write_texts(batches, path):
@@ -133,6 +135,8 @@ def choose_parts(sources, percent, tasks, load_best_model_at_end):
         parts["validation"] = (sources["train"], ("drawn", percent))
     if not tasks["train"]:
         parts.pop("train", None)
+    if not (tasks["train"] or tasks["validation"]):
+        parts.pop("validation", None)
     for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
         if tasks[split] and split not in parts and not (tasks["train"] and split == "validation"):
             raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")

@@ -215,7 +215,7 @@ class TrainingRun:
     def settle(self):
         """Read the losses that are still on the device, and add them up over all processes."""
         if self.pending:
-            sums = self.processes.sum(*torch.stack(self.pending).double().sum(dim=0).tolist())
+            sums = self.processes.sum(*torch.stack(self.pending).cpu().double().sum(dim=0).tolist())
             before = self.state["window"]["sums"]
             self.state["window"]["sums"] = [a + b for a, b in zip(before, sums, strict=True)]
         self.pending.clear()
@@ -291,7 +291,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
 
     Args:
         base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
-        tag: the Hub's name of the task. data: dict of split to (examples, tokens, name of the source).
+        tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
         settings: dict of all flags.
     """
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
@@ -299,7 +299,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
     scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
     chosen = {name: value for name, value in sorted(settings.items())
               if not (value is None or value is False or value == [])}  # a 0 is a setting
-    lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", *named, "---", "",
+    lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
              "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
              "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
