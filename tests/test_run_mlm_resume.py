@@ -465,6 +465,7 @@ def contents(folder):
         ({"line_by_line": False}, ["text"]),
         ({"max_train_samples": 20}, ["20"]),
         ({"seed": 7}, ["seed", "42", "7"]),
+        ({"config_overrides": "hidden_dropout_prob=0.3"}, ["--config_overrides was", "now hidden_dropout_prob=0.3"]),
     ],
     ids=str,
 )

@@ -179,6 +179,8 @@ def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(files, u
         ({"seed": 7}, ["--seed was 42", "now 7"]),
         ({"max_seq_length": 40}, ["--max_seq_length was 48", "now 40"]),
         ({"max_train_samples": 20}, ["--max_train_samples was None", "now 20"]),
+        ({"max_eval_samples": 2}, ["--max_eval_samples was None", "now 2"]),
+        ({"config_overrides": "hidden_dropout_prob=0.3"}, ["--config_overrides was", "now hidden_dropout_prob=0.3"]),
         ({"per_device_train_batch_size": 4}, ["global batch was 8", "now 4"]),
         (HALVES | {"per_device_train_batch_size": 8}, ["global batch was 8", "now 16"]),
         ({"sentences_per_document": 3}, ["train was"]),

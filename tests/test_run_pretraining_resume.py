@@ -136,6 +136,8 @@ def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(files, u
         ({"random_replace_prob": 0}, ["--random_replace_prob was 0.1", "now 0"]),
         ({"mlm_weight": 2}, ["--mlm_weight was 1.0", "now 2"]),
         ({"nsp_weight": 1}, ["--nsp_weight was 0.5", "now 1"]),
+        ({"max_eval_samples": 2}, ["--max_eval_samples was None", "now 2"]),
+        ({"config_overrides": "hidden_dropout_prob=0.3"}, ["--config_overrides was", "now hidden_dropout_prob=0.3"]),
         ({"processes": 2}, ["global batch was 8", "now 16"]),
         ({"sentences_per_document": 3}, ["train was"]),
     ],
