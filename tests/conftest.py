@@ -57,3 +57,17 @@ def tiny_bert(tmp_path_factory, prose):
         )
         BertForMaskedLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pair_files(tmp_path_factory, tiny_bert, prose):
+    """A tiny BERT with heads for masked tokens and pairs, and two texts of short documents: dict of the flags."""
+    from helpers import add_pair_head, write_documents
+
+    folder = tmp_path_factory.mktemp("pair_files")
+    train, validation = ([prose[at : at + 5] for at in range(*bounds, 5)] for bounds in ((100, 140), (300, 320)))
+    return {
+        "model": add_pair_head(folder / "model", tiny_bert),
+        "train_file": write_documents(folder / "train.txt", train),
+        "validation_file": write_documents(folder / "validation.txt", validation),
+    }

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from helpers import ALIKE, Run, add_pair_head, read_log, write_documents
+from helpers import ALIKE, Run, read_log
 from test_run_mlm_resume import assert_ended_alike, contents, kill_at, names_of_checkpoints, on_change
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -47,21 +47,10 @@ def signal_at(number, update, folder):
     on_change(folder, action)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory, tiny_bert, prose):
-    folder = tmp_path_factory.mktemp("texts")
-    train, validation = ([prose[at : at + 5] for at in range(*bounds, 5)] for bounds in ((100, 140), (300, 320)))
-    return {
-        "model": add_pair_head(folder / "model", tiny_bert),
-        "train_file": write_documents(folder / "train.txt", train),
-        "validation_file": write_documents(folder / "validation.txt", validation),
-    }
-
-
 @pytest.fixture
-def nsp(files, tmp_path):
+def nsp(pair_files, tmp_path):
     def run(*, processes=1, prepare=None, output_dir=tmp_path / "out", **settings):
-        settings = {**SETTINGS, **files, "output_dir": output_dir, **settings}
+        settings = {**SETTINGS, **pair_files, "output_dir": output_dir, **settings}
         done = Run("run_nsp.py", settings, tmp_path, processes, prepare=prepare).wait()
         if "Running on" in done.out:
             assert f"{processes} process" in re.search("Running on .*", done.out)[0]
@@ -71,9 +60,9 @@ def nsp(files, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(files, tmp_path_factory):
+def undisturbed(pair_files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    Run("run_nsp.py", {**SETTINGS, **files, "output_dir": folder / "out"}, folder).wait().checked()
+    Run("run_nsp.py", {**SETTINGS, **pair_files, "output_dir": folder / "out"}, folder).wait().checked()
     return folder / "out"
 
 
@@ -86,11 +75,11 @@ def ends(undisturbed):
 
 
 @pytest.fixture(scope="module")
-def stopped(files, ends, tmp_path_factory):
+def stopped(pair_files, ends, tmp_path_factory):
     """Output folder of a run that SIGTERM stopped in its second epoch. Not to be written to."""
     folder = tmp_path_factory.mktemp("stopped")
     trap = partial(signal_at, signal.SIGTERM, ends[0] + 3, folder / "out")
-    done = Run("run_nsp.py", {**SETTINGS, **files, "output_dir": folder / "out"}, folder, prepare=trap).wait()
+    done = Run("run_nsp.py", {**SETTINGS, **pair_files, "output_dir": folder / "out"}, folder, prepare=trap).wait()
     assert done.status == 128 + signal.SIGTERM
     return folder / "out"
 
@@ -150,10 +139,10 @@ def test_killed_in_the_middle_of_a_save_it_ends_bit_identical(nsp, undisturbed, 
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(files, undisturbed, tmp_path):
+def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(pair_files, undisturbed, tmp_path):
     chance, kills = random.Random(time.time_ns()), 0
     for attempt in range(6):
-        settings = {**SETTINGS, **files, "output_dir": tmp_path / str(attempt), "resume_from_checkpoint": "latest"}
+        settings = {**SETTINGS, **pair_files, "output_dir": tmp_path / str(attempt), "resume_from_checkpoint": "latest"}
         status = None
         while status != 0:
             run = Run("run_nsp.py", settings, tmp_path)

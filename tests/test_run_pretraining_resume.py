@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 import pytest
-from helpers import ALIKE, Run, add_pair_head, read_log, write_documents
+from helpers import ALIKE, Run, read_log
 from test_run_mlm_resume import assert_ended_alike, contents, kill_at, names_of_checkpoints
 from test_run_nsp_resume import HALVES, signal_at
 
@@ -31,21 +31,10 @@ SETTINGS = {  # with dropout; pairs are packed anew each epoch, in which there a
 }
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory, tiny_bert, prose):
-    folder = tmp_path_factory.mktemp("texts")
-    train, validation = ([prose[at : at + 5] for at in range(*bounds, 5)] for bounds in ((100, 140), (300, 320)))
-    return {
-        "model": add_pair_head(folder / "model", tiny_bert),
-        "train_file": write_documents(folder / "train.txt", train),
-        "validation_file": write_documents(folder / "validation.txt", validation),
-    }
-
-
 @pytest.fixture
-def pretraining(files, tmp_path):
+def pretraining(pair_files, tmp_path):
     def run(*, processes=1, prepare=None, output_dir=tmp_path / "out", **settings):
-        settings = {**SETTINGS, **files, "output_dir": output_dir, **settings}
+        settings = {**SETTINGS, **pair_files, "output_dir": output_dir, **settings}
         done = Run("run_pretraining.py", settings, tmp_path, processes, prepare=prepare).wait()
         if "Running on" in done.out:
             assert f"{processes} process" in re.search("Running on .*", done.out)[0]
@@ -55,9 +44,9 @@ def pretraining(files, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(files, tmp_path_factory):
+def undisturbed(pair_files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    Run("run_pretraining.py", {**SETTINGS, **files, "output_dir": folder / "out"}, folder).wait().checked()
+    Run("run_pretraining.py", {**SETTINGS, **pair_files, "output_dir": folder / "out"}, folder).wait().checked()
     return folder / "out"
 
 
@@ -70,11 +59,11 @@ def ends(undisturbed):
 
 
 @pytest.fixture(scope="module")
-def stopped(files, ends, tmp_path_factory):
+def stopped(pair_files, ends, tmp_path_factory):
     """Output folder of a run that SIGTERM stopped in its second epoch. Not to be written to."""
     folder = tmp_path_factory.mktemp("stopped")
     trap = partial(signal_at, signal.SIGTERM, ends[0] // 2 + 3, folder / "out")
-    settings = {**SETTINGS, **files, "output_dir": folder / "out"}
+    settings = {**SETTINGS, **pair_files, "output_dir": folder / "out"}
     assert Run("run_pretraining.py", settings, folder, prepare=trap).wait().status == 128 + signal.SIGTERM
     return folder / "out"
 
@@ -107,10 +96,10 @@ def test_killed_in_the_middle_of_a_save_it_ends_bit_identical(pretraining, undis
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(files, undisturbed, tmp_path):
+def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(pair_files, undisturbed, tmp_path):
     chance, kills = random.Random(time.time_ns()), 0
     for attempt in range(6):
-        settings = {**SETTINGS, **files, "output_dir": tmp_path / str(attempt), "resume_from_checkpoint": "latest"}
+        settings = {**SETTINGS, **pair_files, "output_dir": tmp_path / str(attempt), "resume_from_checkpoint": "latest"}
         status = None
         while status != 0:
             run = Run("run_pretraining.py", settings, tmp_path)
