@@ -479,9 +479,7 @@ class GlobalBatchSampler(Sampler):
         self.global_batch = batch_size * accumulation_steps * num_processes
 
     def __iter__(self):
-        # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0 in epoch 1.
-        n, size = self.examples_in(self.epoch), self.global_batch
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(n)
+        n, size, order = self.examples_in(self.epoch), self.global_batch, self.order()
         for start in range(self.first_update * size, n - size + 1, size):
             for i in range(self.accumulation_steps):
                 at = start + (i * self.num_processes + self.rank) * self.batch_size
@@ -489,6 +487,14 @@ class GlobalBatchSampler(Sampler):
         if n % size and self.first_update <= n // size:  # the rest, split evenly; a piece may be empty
             pieces = np.array_split(order[n - n % size :], self.accumulation_steps * self.num_processes)
             yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
+
+    def __len__(self):
+        return self.updates_in(self.epoch) * self.accumulation_steps
+
+    def order(self):
+        """Draw the order of the examples of the epoch: int64, (examples,)."""
+        # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0 in epoch 1.
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.examples_in(self.epoch))
 
     def examples_in(self, epoch):
         return self.n(epoch) if callable(self.n) else self.n
@@ -1358,6 +1364,11 @@ class Processes:
             torch.distributed.all_reduce(totals, group=self.group)
         return totals.tolist()
 
+    def add(self, *arrays):
+        """Add up arrays of numbers over all processes, each in its place."""
+        for numbers in arrays if self.group is not None else ():
+            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
+
     def main_first(self, function):
         """Call function on the first process, then on the first of each machine, then on the others.
 
@@ -1519,14 +1530,7 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits, separ
                               partial(read_all_texts, paths, column, separator), name)
     if not dataset_name:
         return sources
-    try:
-        loaded = datasets.load_dataset(dataset_name, dataset_config_name)
-    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
-                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
-                         "folder that holds the data set, or bring along a cache from where there is network: "
-                         f"{datasets.config.HF_DATASETS_CACHE}") from None
+    loaded = load_splits(dataset_name, dataset_config_name)
     for split in splits:
         if split in loaded:
             if column not in loaded[split].column_names:
@@ -1536,6 +1540,19 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits, separ
             sources[split] = (f"{loaded[split]._fingerprint} {column} {separator}",
                               partial(read_dataset, loaded[split], column, f"--dataset_name {name}", separator), name)
     return sources
+
+
+# Copied from utils.sources.load_splits
+def load_splits(dataset_name, dataset_config_name):
+    """Load a data set of the Hub, or of a folder: dict of split to Dataset. InputError where that fails."""
+    try:
+        return datasets.load_dataset(dataset_name, dataset_config_name)
+    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
+        fault = " ".join(str(error).split())[:200]
+        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
+                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
+                         "folder that holds the data set, or bring along a cache from where there is network: "
+                         f"{datasets.config.HF_DATASETS_CACHE}") from None
 
 
 # Copied from utils.sources.read_dataset
@@ -1695,23 +1712,32 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
 
 
 # Copied from utils.models.load_model
-def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code):
+def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code, new_head=False):
     """Load a model in float32, whatever it was stored in: (model, note), which says what of it starts at random.
 
     Args:
         kind: class to load it with, such as AutoModelForMaskedLM. name: Hub name or folder. config: its config or None.
         from_scratch: random weights. vocab_size: of the tokenizer, to which smaller embeddings grow.
-        head: words for the head, as "masked-language-modelling head".
+        head: words for the head, as "masked-language-modelling head". new_head: the weights that the model has for it
+            are for other labels: leave it at random.
     """
     if from_scratch:
         build = partial(kind.from_config, config, dtype=torch.float32, trust_remote_code=trust_remote_code)
         model, note = load_pretrained(lambda _: build(), "--model", name), "all of it starts at random"
     else:
         model, info = load_pretrained(kind.from_pretrained, "--model", name, config=config, dtype=torch.float32,
-                                      output_loading_info=True, revision=revision, trust_remote_code=trust_remote_code)
+                                      output_loading_info=True, revision=revision, trust_remote_code=trust_remote_code,
+                                      ignore_mismatched_sizes=new_head)
         missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
         note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
                 else f"its {head} comes trained")
+    if new_head and not from_scratch:
+        parts = {name: module for name, module in model.named_modules()
+                 if isinstance(module, torch.nn.Linear) and not name.startswith(model.base_model_prefix)}
+        for part in parts.values():  # of the same shape as the weights of other labels
+            torch.nn.init.normal_(part.weight, std=getattr(config, "initializer_range", 0.02))
+            torch.nn.init.zeros_(part.bias)
+        note = f"these parts start at random, as its own are for other labels: {', '.join(parts)}"
     size = model.get_input_embeddings().num_embeddings
     if vocab_size > size:
         note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
@@ -1794,11 +1820,12 @@ def open_output(output_dir, training, resume, overwrite, say):
     return checkpoint, state
 
 
-# Copied from utils.training.start_processes
-def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_weights):
-    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work.
+# Copied from utils.training.choose_device
+def choose_device(mixed_precision, cpu_threads):
+    """Choose what to run on, and set torch's threads: (whether on the CPU, precision, threads).
 
-    unused_weights: the model leaves some of its weights without a gradient. To look for them takes time.
+    Raises:
+        InputError: the launcher asks for what these scripts do not support, or for fp16 on a CPU.
     """
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
@@ -1813,14 +1840,30 @@ def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_
     threads = set_cpu_threads(cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if on_cpu:
         keep_freed_memory()
+    return on_cpu, precision, threads
+
+
+# Copied from utils.training.join_processes
+def join_processes(num_processes, rank, local_rank):
+    """Make the Processes of a run. InputError where the launcher started more than train together."""
+    if int(os.environ.get("WORLD_SIZE", 1)) != num_processes:
+        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
+                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
+    return Processes(num_processes, rank, local_rank)
+
+
+# Copied from utils.training.start_processes
+def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_weights):
+    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work.
+
+    unused_weights: the model leaves some of its weights without a gradient. To look for them takes time.
+    """
+    on_cpu, precision, threads = choose_device(mixed_precision, cpu_threads)
     accelerator = Accelerator(
         cpu=on_cpu, mixed_precision=precision, log_with=report_to or None,
         project_config=ProjectConfiguration(output_dir, logging_dir=f"{output_dir}/runs"),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_weights)])
-    if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
-        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
-                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
-    processes = Processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
+    processes = join_processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
     return accelerator, processes, threads
 
 
@@ -2021,13 +2064,13 @@ def score_rows(results):
 
 
 # Copied from utils.training.write_model_card
-def write_model_card(output_dir, base, task, tag, data, results, settings):
+def write_model_card(output_dir, base, task, tag, data, results, settings, tables=()):
     """Write README.md: what the model was made of, and its scores before and after.
 
     Args:
         base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
         tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
-        settings: dict of all flags.
+        settings: dict of all flags. tables: more lines to stand below the scores.
     """
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
     sizes = [f"| {split} | {examples:,} | {tokens:,} | {name} |" for split, (examples, tokens, name) in data.items()]
@@ -2038,7 +2081,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
              "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
              "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
-             "Losses are in nats, a mean over what is predicted.", "", "```yaml",
+             "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
              *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
     Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
 

@@ -62,23 +62,32 @@ def longest_input(config, tokenizer):
     return longest
 
 
-def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code):
+def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code, new_head=False):
     """Load a model in float32, whatever it was stored in: (model, note), which says what of it starts at random.
 
     Args:
         kind: class to load it with, such as AutoModelForMaskedLM. name: Hub name or folder. config: its config or None.
         from_scratch: random weights. vocab_size: of the tokenizer, to which smaller embeddings grow.
-        head: words for the head, as "masked-language-modelling head".
+        head: words for the head, as "masked-language-modelling head". new_head: the weights that the model has for it
+            are for other labels: leave it at random.
     """
     if from_scratch:
         build = partial(kind.from_config, config, dtype=torch.float32, trust_remote_code=trust_remote_code)
         model, note = load_pretrained(lambda _: build(), "--model", name), "all of it starts at random"
     else:
         model, info = load_pretrained(kind.from_pretrained, "--model", name, config=config, dtype=torch.float32,
-                                      output_loading_info=True, revision=revision, trust_remote_code=trust_remote_code)
+                                      output_loading_info=True, revision=revision, trust_remote_code=trust_remote_code,
+                                      ignore_mismatched_sizes=new_head)
         missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
         note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
                 else f"its {head} comes trained")
+    if new_head and not from_scratch:
+        parts = {name: module for name, module in model.named_modules()
+                 if isinstance(module, torch.nn.Linear) and not name.startswith(model.base_model_prefix)}
+        for part in parts.values():  # of the same shape as the weights of other labels
+            torch.nn.init.normal_(part.weight, std=getattr(config, "initializer_range", 0.02))
+            torch.nn.init.zeros_(part.bias)
+        note = f"these parts start at random, as its own are for other labels: {', '.join(parts)}"
     size = model.get_input_embeddings().num_embeddings
     if vocab_size > size:
         note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"

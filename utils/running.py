@@ -107,6 +107,11 @@ class Processes:
             torch.distributed.all_reduce(totals, group=self.group)
         return totals.tolist()
 
+    def add(self, *arrays):
+        """Add up arrays of numbers over all processes, each in its place."""
+        for numbers in arrays if self.group is not None else ():
+            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
+
     def main_first(self, function):
         """Call function on the first process, then on the first of each machine, then on the others.
 

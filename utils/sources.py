@@ -41,14 +41,7 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits, separ
                               partial(read_all_texts, paths, column, separator), name)
     if not dataset_name:
         return sources
-    try:
-        loaded = datasets.load_dataset(dataset_name, dataset_config_name)
-    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
-                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
-                         "folder that holds the data set, or bring along a cache from where there is network: "
-                         f"{datasets.config.HF_DATASETS_CACHE}") from None
+    loaded = load_splits(dataset_name, dataset_config_name)
     for split in splits:
         if split in loaded:
             if column not in loaded[split].column_names:
@@ -58,6 +51,18 @@ def find_sources(files, dataset_name, dataset_config_name, column, splits, separ
             sources[split] = (f"{loaded[split]._fingerprint} {column} {separator}",
                               partial(read_dataset, loaded[split], column, f"--dataset_name {name}", separator), name)
     return sources
+
+
+def load_splits(dataset_name, dataset_config_name):
+    """Load a data set of the Hub, or of a folder: dict of split to Dataset. InputError where that fails."""
+    try:
+        return datasets.load_dataset(dataset_name, dataset_config_name)
+    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
+        fault = " ".join(str(error).split())[:200]
+        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
+                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
+                         "folder that holds the data set, or bring along a cache from where there is network: "
+                         f"{datasets.config.HF_DATASETS_CACHE}") from None
 
 
 def read_dataset(rows, column, name, separator="auto"):

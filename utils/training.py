@@ -70,10 +70,11 @@ def open_output(output_dir, training, resume, overwrite, say):
     return checkpoint, state
 
 
-def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_weights):
-    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work.
+def choose_device(mixed_precision, cpu_threads):
+    """Choose what to run on, and set torch's threads: (whether on the CPU, precision, threads).
 
-    unused_weights: the model leaves some of its weights without a gradient. To look for them takes time.
+    Raises:
+        InputError: the launcher asks for what these scripts do not support, or for fp16 on a CPU.
     """
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
@@ -88,14 +89,28 @@ def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_
     threads = set_cpu_threads(cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if on_cpu:
         keep_freed_memory()
+    return on_cpu, precision, threads
+
+
+def join_processes(num_processes, rank, local_rank):
+    """Make the Processes of a run. InputError where the launcher started more than train together."""
+    if int(os.environ.get("WORLD_SIZE", 1)) != num_processes:
+        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
+                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
+    return Processes(num_processes, rank, local_rank)
+
+
+def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_weights):
+    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work.
+
+    unused_weights: the model leaves some of its weights without a gradient. To look for them takes time.
+    """
+    on_cpu, precision, threads = choose_device(mixed_precision, cpu_threads)
     accelerator = Accelerator(
         cpu=on_cpu, mixed_precision=precision, log_with=report_to or None,
         project_config=ProjectConfiguration(output_dir, logging_dir=f"{output_dir}/runs"),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_weights)])
-    if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
-        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
-                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
-    processes = Processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
+    processes = join_processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
     return accelerator, processes, threads
 
 
@@ -286,13 +301,13 @@ def score_rows(results):
                      for value in pair)) for name, pair in zip(names, values, strict=True)]
 
 
-def write_model_card(output_dir, base, task, tag, data, results, settings):
+def write_model_card(output_dir, base, task, tag, data, results, settings, tables=()):
     """Write README.md: what the model was made of, and its scores before and after.
 
     Args:
         base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
         tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
-        settings: dict of all flags.
+        settings: dict of all flags. tables: more lines to stand below the scores.
     """
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
     sizes = [f"| {split} | {examples:,} | {tokens:,} | {name} |" for split, (examples, tokens, name) in data.items()]
@@ -303,7 +318,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings):
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
              "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
              "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
-             "Losses are in nats, a mean over what is predicted.", "", "```yaml",
+             "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
              *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
     Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
 
