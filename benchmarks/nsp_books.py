@@ -1,11 +1,14 @@
 """Train run_nsp.py on books, and say how well it tells the next sentence in chapters that it has not seen.
 
     python -m benchmarks.nsp_books --data FOLDER_OF_BOOKS
+    python -m benchmarks.nsp_books --data FOLDER_OF_BOOKS --pretraining --num_train_epochs 2
 
 Each .txt file is a book, a paragraph a line, a blank line between two chapters. The last tenth of the chapters of each
 is held out. A random B can come from another chapter of the same book, with the same people in it, which is harder than
 one of another book: so the accuracy for those is given apart, too. Prints the command, the accuracy over both classes,
-how likely chance alone would be to reach it (binomial test), and seconds.
+how likely chance alone would be to reach it (binomial test), and seconds. With --pretraining, run_pretraining.py learns
+the same pairs and masked words at once; a pair counts for more then, as a head for words that starts at random has much
+the larger gradient.
 """
 
 import json
@@ -58,13 +61,15 @@ def main(argv=None):
     parser.add_argument("--books", type=int, default=4, help="take so many of the largest")
     parser.add_argument("--num_train_epochs", type=float, default=3)
     parser.add_argument("--learning_rate", type=float, default=5e-5)
+    parser.add_argument("--pretraining", action="store_true", help="run_pretraining.py instead of run_nsp.py")
     args = parse_args(parser, argv)
     if not args.data:
         parser.error("--data is missing: give a folder of books")
     books = sorted(read_chapters(args.data).items(), key=lambda book: -sum(map(len, book[1])))[: args.books]
     held_out = {name: max(1, len(chapters) // 10) for name, chapters in books}
     flags = ["--max_seq_length", 64, "--num_train_epochs", args.num_train_epochs, "--learning_rate", args.learning_rate,
-             "--warmup_steps", 0.1, "--save_strategy", "no"]  # fmt: skip
+             "--warmup_steps", 0.1, "--save_strategy", "no", "--pair_unit", "sentence"]  # fmt: skip
+    script, more = ("run_pretraining.py", ["--nsp_weight", 20]) if args.pretraining else ("run_nsp.py", [])
     with Scratch() as scratch:
         datasets.config.HF_DATASETS_CACHE = scratch / "datasets"  # of what this process prepares
         train = [chapter for name, chapters in books for chapter in chapters[: -held_out[name]]]
@@ -72,7 +77,7 @@ def main(argv=None):
         for name, chapters in (("train", train), ("validation", validation)):
             (scratch / f"{name}.txt").write_text("\n\n".join(chapters) + "\n", encoding="utf-8")
         files = ["--train_file", scratch / "train.txt", "--validation_file", scratch / "validation.txt"]
-        done = launch("run_nsp.py", "--model", args.model, *files, *flags, "--output_dir", scratch / "out",
+        done = launch(script, "--model", args.model, *files, *flags, *more, "--output_dir", scratch / "out",
                       home=scratch / "home")  # fmt: skip
         results = json.loads((scratch / "out" / "all_results.json").read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(scratch / "out")
@@ -87,11 +92,11 @@ def main(argv=None):
     of_chapter = np.repeat(np.arange(len(books)), [held_out[name] for name, _ in books])  # book of each chapter
     book = partial(np.searchsorted, documents.starts, side="right")
     same = of_chapter[book(plan[:, 0]) - 1] == of_chapter[book(others) - 1]
-    print(f"accelerate launch run_nsp.py --model MODEL --train_file train.txt --validation_file validation.txt "
-          f"{' '.join(map(str, flags))}\n{describe_machine()}")  # fmt: skip
-    print(f"whole command {done.seconds:.0f} s; eval_loss {results['initial_eval_loss']:.4f} before, "
-          f"{results['eval_loss']:.4f} after; eval_accuracy {results['initial_eval_accuracy']:.4f} before, "
-          f"{results['eval_accuracy']:.4f} after")  # fmt: skip
+    print(f"accelerate launch {script} --model MODEL --train_file train.txt --validation_file validation.txt "
+          f"{' '.join(map(str, flags + more))}\n{describe_machine()}")  # fmt: skip
+    names = ("perplexity", "eval_nsp_loss", "eval_nsp_accuracy") if more else ("eval_loss", "eval_accuracy")
+    print(f"whole command {done.seconds:.0f} s; " + "; ".join(
+        f"{name} {results[f'initial_{name}']:.4f} before, {results[name]:.4f} after" for name in names))  # fmt: skip
     rows = []
     for name, chosen in (
         ("all", np.ones_like(hits, dtype=bool)),

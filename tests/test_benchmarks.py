@@ -74,11 +74,12 @@ def test_pairs_says_what_share_of_an_update_they_are(model, text):
 
 
 @pytest.mark.slow
-def test_nsp_books_parts_the_pairs_by_book(model, tmp_path, prose):
+@pytest.mark.parametrize("more", [[], ["--pretraining"]])
+def test_nsp_books_parts_the_pairs_by_book(more, model, tmp_path, prose):
     for name, start in (("a", 0), ("b", 240)):
         chapters = ["\n".join(prose[start + 12 * n : start + 12 * (n + 1)]) for n in range(20)]
         (tmp_path / f"{name}.txt").write_text("\n\n".join(chapters) + "\n", encoding="utf-8")
-    found = table("nsp_books", "--model", model, "--data", tmp_path, "--books", 2, "--num_train_epochs", 0.1)
+    found = table("nsp_books", "--model", model, "--data", tmp_path, "--books", 2, "--num_train_epochs", 0.1, *more)
     numbers = {name: int(row[0].replace(",", "")) for name, row in found.items()}
     everything = numbers.pop("all")
     assert sum(numbers.values()) == everything > 20 and min(numbers.values()) > 0
