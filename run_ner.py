@@ -80,7 +80,7 @@ try:
         TrainingArguments,
     )
     from transformers.hf_argparser import HfArg
-    from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+    from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerState
 except ImportError as error:
     print(f"run_ner.py: error: {error}. Install what it needs: pip install torch transformers accelerate datasets "
           "evaluate seqeval numpy pyarrow huggingface-hub PyYAML tqdm matplotlib wandb", file=sys.stderr)
@@ -223,6 +223,8 @@ def check_args(args, parser):
     files, todo = args.train_file or args.validation_file or args.test_file, args.do_train or args.do_eval
     if args.text is not None and not args.text.strip():
         parser.error("--text is empty; give a text")
+    if re.search("[\ud800-\udfff]", args.text or ""):
+        parser.error("--text is not UTF-8; give it in the encoding of the terminal")
     if files and args.dataset_name:
         parser.error("--dataset_name and files were given; expected one of the two")
     if not files and not args.dataset_name and (todo or args.do_predict or args.text is None):
@@ -238,7 +240,7 @@ def check_args(args, parser):
     if args.unlabeled_file and not args.do_train:
         parser.error("--unlabeled_file is for training: give --train_file, too")
     scores = ("f1", "strict_f1", "precision", "recall", "accuracy", "loss")
-    if (args.metric_for_best_model or "f1").removeprefix("eval_") not in scores:
+    if str(args.metric_for_best_model).removeprefix("eval_") not in scores:
         parser.error(f"--metric_for_best_model {args.metric_for_best_model}: expected one of {', '.join(scores)}")
     if args.early_stopping_patience and args.eval_strategy == "no":
         parser.error("--early_stopping_patience needs scores: give --eval_strategy epoch or steps")
@@ -268,10 +270,13 @@ def find_rows(args, on_fault):
             for n, row in enumerate(loaded[split]):
                 try:
                     row = read_tagged_row(row, f"{place}{n}", *columns, tag_names)
+                    check_tagged(row, f"{place}{n}")
                 except InputError as fault:
                     on_fault(f"{place}{n}", fault)
                 else:
                     rows += [{"place": f"{place}{n}", **row}] if row["tokens"] else []
+            if not rows:
+                raise InputError(f"{args.dataset_name}, split {split}: there is no sentence in it")
             found[split] = rows, args.dataset_name
         return found
     splits = {split: getattr(args, f"{split}_file") for split, wanted in splits.items() if wanted}
@@ -846,21 +851,21 @@ def tag_loss(outputs, labels, num_items_in_batch, weights=None, smoothing=0.0):
     return total / num_items_in_batch.clamp(min=1)
 
 
-def load_tagger(args, name, config, labels, scheme, vocab_size):
-    """Load a model with a head for these labels: (model, note), which says what of it starts at random."""
-    known = labels_of(config)
+def load_tagger(args, checkpoint, config, labels, scheme, vocab_size):
+    """Load --model with a head for these labels, or a checkpoint: (model, note), which says what starts at random."""
+    load = partial(load_model, AutoModelForTokenClassification, vocab_size=vocab_size, head="token classification head",
+                   revision=args.model_revision, trust_remote_code=args.trust_remote_code)
+    if checkpoint:
+        return load(str(checkpoint), None, False)
+    known, config = labels_of(config), copy.deepcopy(config)
     config.id2label, config.label2id = dict(enumerate(labels)), {tag: n for n, tag in enumerate(labels)}
     config.tag_scheme = scheme
-    fresh = known is not None and known != labels
-    model, note = load_model(AutoModelForTokenClassification, name, config, args.from_scratch, vocab_size,
-                             "token classification head", revision=args.model_revision,
-                             trust_remote_code=args.trust_remote_code, new_head=fresh)
-    return model, note
+    return load(args.model, config, args.from_scratch, new_head=known is not None and known != labels)
 
 
 def check_labels(args, labels, known, data):
     """Find labels that cannot work. InputError: the model has none and no data have, or they are of no scheme."""
-    if not known and not any(row["tags"] for rows, _ in data.values() for row in rows):
+    if not known and not args.label_list and not {"train", "validation"} & {*data}:
         raise InputError(f"--model {args.model}: it was not trained to find names: its labels are but numbered. Give "
                          "the --output_dir of a run of this script, or another model with such a head; or train it.")
     wrong = [label for label in labels if not is_tag(label)]
@@ -924,8 +929,7 @@ def fit(args, training, processes, tokenizer, config, labels, scheme, rows, scor
         make_windows, rows, tokenizer, labels, args.max_seq_length, args.stride, args.label_all_tokens,
         args.preprocessing_num_workers, args.overwrite_cache and processes.rank == 0))
     weights = weigh_classes(args.class_weights, labels, windows)
-    model, note = load_tagger(args, str(checkpoint or args.model), None if checkpoint else config, labels, scheme,
-                              len(tokenizer))
+    model, note = load_tagger(args, checkpoint, config, labels, scheme, len(tokenizer))
     note = state.setdefault("note", note)  # of the model that the run began with
     say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
     freeze(model, args.freeze_embeddings, args.freeze_layers)
@@ -973,6 +977,8 @@ def fit_rounds(args, fit_into, make_tagger, data, say):
     """
     best, table, extra = None, [], []
     tagger = make_tagger(data["unlabeled"][0])
+    if args.overwrite_output_dir and int(os.environ.get("RANK", 0)) == 0:
+        clear_output(args.output_dir, 0, True)
     for number in range(args.pseudo_label_rounds + 1):
         folder = Path(args.output_dir, f"round-{number}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -1001,6 +1007,8 @@ def fit_rounds(args, fit_into, make_tagger, data, say):
         scores = "".join(f"{row[name]:>{width}.4f}" for name, width in (("eval_f1", 12), ("eval_strict_f1", 18))
                          if name in row)
         say(f"{row['round']:<8}{row['pseudo_labelled']:>16,}{scores}")
+    if best[0] is not trainer:
+        best[0].scored_at = None  # what scored it has scored later models since
     return best[0], best[1] | {"pseudo_label_rounds": table}, best[2]
 
 
@@ -1092,15 +1100,15 @@ def train_or_load(args, training, processes, tokenizer, config, labels, scheme, 
             checkpoint, state = open_output(folder, True, args.resume_from_checkpoint, args.overwrite_output_dir, say)
         made = made_with(args, {**data, "train": (rows, "")}, labels, config.model_type, processes.num_processes)
         check_resume(made, processes, state, checkpoint, folder)
-        return fit(args, training, processes, tokenizer, copy.deepcopy(config), labels, scheme, rows, score, folder,
-                   state, checkpoint, say)
+        return fit(args, training, processes, tokenizer, config, labels, scheme, rows, score, folder, state, checkpoint,
+                   say)
 
     if args.do_train and data.get("unlabeled"):
         return fit_rounds(args, fit_into, make_tagger, data, say)
     if args.do_train:
         return fit_into(data["train"][0], args.output_dir)
     set_seed(args.seed)
-    model, note = load_tagger(args, args.model, config, labels, scheme, len(tokenizer))
+    model, note = load_tagger(args, None, config, labels, scheme, len(tokenizer))
     say(f"Model       {args.model}, {model.num_parameters():,} weights; {note}")
     trainer = ExactTrainer(model=model, args=training, settings=vars(args), processes=processes, sampler=None,
                            collator=None, score=None, run_state=state, stop_signal=StopSignal(), tokenizer=tokenizer)
@@ -1120,8 +1128,9 @@ def main(argv=None):
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
     config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides,
                                                   args.max_seq_length, **hub)
-    checkpoint, state = open_output(args.output_dir, args.do_train and not args.unlabeled_file,
-                                    args.resume_from_checkpoint, args.overwrite_output_dir, say)
+    in_rounds = args.unlabeled_file and args.resume_from_checkpoint  # each round has checkpoints of its own
+    checkpoint, state = open_output(args.output_dir, args.do_train, None if in_rounds else args.resume_from_checkpoint,
+                                    args.overwrite_output_dir or in_rounds, say)
     data = prepare_rows(args, args.output_dir, say)
     known, model_scheme = labels_of(config), getattr(config, "tag_scheme", None)
     scheme = unify_tags(data, None if args.do_train else model_scheme, say)
@@ -1158,7 +1167,7 @@ def main(argv=None):
         if trainer.stopped:
             end_stopped_run(trainer.accelerator, trainer.stop_signal.number or signal.SIGTERM,
                             trainer.state.global_step, say)
-        if args.do_train and "validation" in taggers and trainer.state.best_global_step != trainer.state.global_step:
+        if args.do_train and "validation" in taggers and trainer.scored_at != trainer.kept_step():
             taggers["validation"](trainer.model)  # for the tables, of the model that is kept
         results = label_at_end(args, trainer.model, note, taggers, text_tagger, results, say, rank == 0)
     except torch.OutOfMemoryError:
@@ -1474,6 +1483,18 @@ def read_tagged_row(row, place, text_column, label_column, names):
     return {"tokens": tokens, "tags": tags}
 
 
+# Copied from utils.tagging.check_tagged
+def check_tagged(row, place):
+    """Raise InputError where a sentence has a tag of no scheme, or half a character in it."""
+    bad = next(([tag] for tag in row["tags"] or () if not is_tag(tag)), None)
+    if bad:
+        raise InputError(f"{place}: {str(bad[0])[:40]!r} is no tag of a scheme that is known (IOB1, IOB2, BIOES), in "
+                         f"{' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as B-PER.")
+    if any(re.search("[\ud800-\udfff]", token) for token in row["tokens"]):
+        raise InputError(f"{place}: half a character (a lone surrogate, such as a cut-off emoji leaves). Expected "
+                         "Unicode text; take it out of the file.")
+
+
 # Copied from utils.tagging.read_tagged
 def read_tagged(path, text_column, label_column, names, on_fault):
     """Read sentences, with tags or without: yields dicts of place, tokens, tags and what else the layout has.
@@ -1495,14 +1516,7 @@ def read_tagged(path, text_column, label_column, names, on_fault):
     for place, row in rows:
         try:
             row = row if reader is None else read_tagged_row(row, place, text_column, label_column, names)
-            bad = next((tag for tag in row["tags"] or () if not is_tag(tag)), None)
-            if bad is not None:
-                raise InputError(f"{place}: {str(bad)[:40]!r} is no tag of a scheme that is known (IOB1, IOB2, BIOES), "
-                                 f"in {' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as "
-                                 "B-PER.")
-            if any(re.search("[\ud800-\udfff]", token) for token in row["tokens"]):
-                raise InputError(f"{place}: half a character (a lone surrogate, such as a cut-off emoji leaves). "
-                                 "Expected Unicode text; take it out of the file.")
+            check_tagged(row, place)
         except InputError as fault:
             on_fault(place, fault)
         else:
@@ -2384,6 +2398,10 @@ class RunCallback(TrainerCallback):
         self.trainer, self.bar = trainer, None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        trainer, losses = self.trainer, self.trainer.run_state.get("losses")
+        if losses:  # since the last line of the log, and in all, when the checkpoint was saved
+            trainer._tr_loss += losses["window"]
+            trainer._total_loss_scalar, trainer._globalstep_last_logged = losses["total"], losses["last_logged"]
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" updates",
                         disable=self.trainer.processes.rank > 0 or None)
 
@@ -2452,13 +2470,14 @@ class ExactTrainer(Trainer):
         tokenizer: is saved beside the model. rest: what else a Trainer takes.
 
     Attributes:
-        stopped: whether a signal ended the training. paused: seconds spent on scoring and saving.
+        stopped: whether a signal ended the training. paused: seconds spent on scoring and saving. scored_at: the update
+            after which the model was last scored, or None.
     """
 
     def __init__(self, *, settings, processes, sampler, collator, score, run_state, stop_signal, tokenizer, **rest):
         self.settings, self.processes, self.sampler, self.score = settings, processes, sampler, score
         self.run_state, self.stop_signal, self.tokenizer = run_state, stop_signal, tokenizer
-        self.stopped, self.paused = False, 0.0
+        self.stopped, self.paused, self.scored_at = False, 0.0, None
         super().__init__(data_collator=collator, train_dataset=range(sampler.n) if sampler else None,
                          eval_dataset=range(1) if score else None, **rest)
         self.add_callback(RunCallback(self))
@@ -2480,11 +2499,16 @@ class ExactTrainer(Trainer):
     def evaluate(self, *args, **kwargs):
         """Score the model, log the scores, and tell the callbacks."""
         begun = time.perf_counter()
-        scores = self.score(self.model)
+        scores, self.scored_at = self.score(self.model), self.state.global_step
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         self.paused += time.perf_counter() - begun
         return scores
+
+    def kept_step(self):
+        """The update whose model is kept at the end: the best one's where that is asked for, or the last."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return best if best and self.state.best_model_checkpoint else self.state.global_step
 
     def _save_checkpoint(self, model, trial):
         begun, output_dir, step = time.perf_counter(), Path(self.args.output_dir), self.state.global_step
@@ -2494,11 +2518,25 @@ class ExactTrainer(Trainer):
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        window = self.processes.sum(self._tr_loss.item())[0] / self.processes.num_processes
+        self.run_state["losses"] = {"window": window, "total": self._total_loss_scalar,
+                                    "last_logged": self._globalstep_last_logged}
+        ends_early = self.control.should_training_stop and not self.stopped and step < self.state.max_steps
+        self.run_state["ended_by_patience"] = self.settings["early_stopping_patience"] if ends_early else None
         if self.processes.rank == 0:
             kept = best if self.settings["load_best_model_at_end"] else None
             save_checkpoint(output_dir, step, self.write_checkpoint, self.args.save_total_limit or 10**9, keep=kept)
         self.processes.sum(0)  # the others wait: none trains on if this one fails
         self.paused += time.perf_counter() - begun
+
+    def finish(self, checkpoint):
+        """Take up the state of a run that had come to its end, and the model that it kept."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
+        self.state.best_model_checkpoint = str(best) if best.exists() else None
+        if self.args.load_best_model_at_end and best.exists():
+            self._load_best_model()
 
     def write_checkpoint(self, folder):
         self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder)
@@ -2520,23 +2558,28 @@ def run_trainer(trainer, checkpoint):
 
     Empty where a signal ended the training; then trainer.stopped is True and a checkpoint saved.
     """
-    args, before = trainer.args, trainer.run_state["step"]
+    sampler, run_state, args = trainer.sampler, trainer.run_state, trainer.args
+    before, patience = run_state["step"], trainer.settings["early_stopping_patience"]
+    max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
+    ended = checkpoint and (before >= max_steps or (patience and run_state["ended_by_patience"] == patience))
     begun = time.perf_counter()
-    with trainer.stop_signal:
-        found = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if ended:
+        trainer.finish(checkpoint)  # there is nothing left to do; train() would do one update more
+    else:
+        with trainer.stop_signal:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         return {}
     seconds, state = time.perf_counter() - begun - trainer.paused, trainer.state
-    results = {"step": state.global_step, "epoch": trainer.sampler.epochs_until(state.global_step),
-               **trainer.run_state["initial"]}
-    seen = trainer.sampler.examples_until(state.global_step) - trainer.sampler.examples_until(before)
-    if seen:  # otherwise it was a finished run that was resumed, and these are known already
-        results |= {"train_loss": found.training_loss, "train_runtime": seconds,
+    results = {"step": state.global_step, "epoch": sampler.epochs_until(state.global_step), **run_state["initial"]}
+    seen = sampler.examples_until(state.global_step) - sampler.examples_until(before)
+    if not ended:  # otherwise it was a finished run that was resumed, and these are known already
+        results |= {"train_loss": trainer._total_loss_scalar / state.global_step, "train_runtime": seconds,
                     "train_samples_per_second": seen / seconds}
-    best = args.load_best_model_at_end and state.best_model_checkpoint and state.best_global_step
-    scored = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"]]
-    scores = [entry for entry in scored if not best or entry["step"] == best][-1:]
-    return results | {name: value for entry in scores for name, value in entry.items() if name.startswith("eval_")}
+    scored = {entry["step"]: entry for entry in state.log_history if "eval_loss" in entry}
+    scores = scored.get(trainer.kept_step(), {})
+    names = [name.removeprefix("initial_") for name in run_state["initial"]]  # in their order
+    return results | {name: scores[name] for name in names if name in scores}
 
 
 if __name__ == "__main__":

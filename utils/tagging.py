@@ -177,6 +177,17 @@ def read_tagged_row(row, place, text_column, label_column, names):
     return {"tokens": tokens, "tags": tags}
 
 
+def check_tagged(row, place):
+    """Raise InputError where a sentence has a tag of no scheme, or half a character in it."""
+    bad = next(([tag] for tag in row["tags"] or () if not is_tag(tag)), None)
+    if bad:
+        raise InputError(f"{place}: {str(bad[0])[:40]!r} is no tag of a scheme that is known (IOB1, IOB2, BIOES), in "
+                         f"{' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as B-PER.")
+    if any(re.search("[\ud800-\udfff]", token) for token in row["tokens"]):
+        raise InputError(f"{place}: half a character (a lone surrogate, such as a cut-off emoji leaves). Expected "
+                         "Unicode text; take it out of the file.")
+
+
 def read_tagged(path, text_column, label_column, names, on_fault):
     """Read sentences, with tags or without: yields dicts of place, tokens, tags and what else the layout has.
 
@@ -197,14 +208,7 @@ def read_tagged(path, text_column, label_column, names, on_fault):
     for place, row in rows:
         try:
             row = row if reader is None else read_tagged_row(row, place, text_column, label_column, names)
-            bad = next((tag for tag in row["tags"] or () if not is_tag(tag)), None)
-            if bad is not None:
-                raise InputError(f"{place}: {str(bad)[:40]!r} is no tag of a scheme that is known (IOB1, IOB2, BIOES), "
-                                 f"in {' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as "
-                                 "B-PER.")
-            if any(re.search("[\ud800-\udfff]", token) for token in row["tokens"]):
-                raise InputError(f"{place}: half a character (a lone surrogate, such as a cut-off emoji leaves). "
-                                 "Expected Unicode text; take it out of the file.")
+            check_tagged(row, place)
         except InputError as fault:
             on_fault(place, fault)
         else:

@@ -10,7 +10,7 @@ from accelerate.utils import ProjectConfiguration
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerState
 
 from utils.checkpoints import save_checkpoint
 from utils.running import ignore_interrupts
@@ -44,6 +44,10 @@ class RunCallback(TrainerCallback):
         self.trainer, self.bar = trainer, None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        trainer, losses = self.trainer, self.trainer.run_state.get("losses")
+        if losses:  # since the last line of the log, and in all, when the checkpoint was saved
+            trainer._tr_loss += losses["window"]
+            trainer._total_loss_scalar, trainer._globalstep_last_logged = losses["total"], losses["last_logged"]
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" updates",
                         disable=self.trainer.processes.rank > 0 or None)
 
@@ -111,13 +115,14 @@ class ExactTrainer(Trainer):
         tokenizer: is saved beside the model. rest: what else a Trainer takes.
 
     Attributes:
-        stopped: whether a signal ended the training. paused: seconds spent on scoring and saving.
+        stopped: whether a signal ended the training. paused: seconds spent on scoring and saving. scored_at: the update
+            after which the model was last scored, or None.
     """
 
     def __init__(self, *, settings, processes, sampler, collator, score, run_state, stop_signal, tokenizer, **rest):
         self.settings, self.processes, self.sampler, self.score = settings, processes, sampler, score
         self.run_state, self.stop_signal, self.tokenizer = run_state, stop_signal, tokenizer
-        self.stopped, self.paused = False, 0.0
+        self.stopped, self.paused, self.scored_at = False, 0.0, None
         super().__init__(data_collator=collator, train_dataset=range(sampler.n) if sampler else None,
                          eval_dataset=range(1) if score else None, **rest)
         self.add_callback(RunCallback(self))
@@ -139,11 +144,16 @@ class ExactTrainer(Trainer):
     def evaluate(self, *args, **kwargs):
         """Score the model, log the scores, and tell the callbacks."""
         begun = time.perf_counter()
-        scores = self.score(self.model)
+        scores, self.scored_at = self.score(self.model), self.state.global_step
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         self.paused += time.perf_counter() - begun
         return scores
+
+    def kept_step(self):
+        """The update whose model is kept at the end: the best one's where that is asked for, or the last."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return best if best and self.state.best_model_checkpoint else self.state.global_step
 
     def _save_checkpoint(self, model, trial):
         begun, output_dir, step = time.perf_counter(), Path(self.args.output_dir), self.state.global_step
@@ -153,11 +163,25 @@ class ExactTrainer(Trainer):
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        window = self.processes.sum(self._tr_loss.item())[0] / self.processes.num_processes
+        self.run_state["losses"] = {"window": window, "total": self._total_loss_scalar,
+                                    "last_logged": self._globalstep_last_logged}
+        ends_early = self.control.should_training_stop and not self.stopped and step < self.state.max_steps
+        self.run_state["ended_by_patience"] = self.settings["early_stopping_patience"] if ends_early else None
         if self.processes.rank == 0:
             kept = best if self.settings["load_best_model_at_end"] else None
             save_checkpoint(output_dir, step, self.write_checkpoint, self.args.save_total_limit or 10**9, keep=kept)
         self.processes.sum(0)  # the others wait: none trains on if this one fails
         self.paused += time.perf_counter() - begun
+
+    def finish(self, checkpoint):
+        """Take up the state of a run that had come to its end, and the model that it kept."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
+        self.state.best_model_checkpoint = str(best) if best.exists() else None
+        if self.args.load_best_model_at_end and best.exists():
+            self._load_best_model()
 
     def write_checkpoint(self, folder):
         self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder)
@@ -178,20 +202,25 @@ def run_trainer(trainer, checkpoint):
 
     Empty where a signal ended the training; then trainer.stopped is True and a checkpoint saved.
     """
-    args, before = trainer.args, trainer.run_state["step"]
+    sampler, run_state, args = trainer.sampler, trainer.run_state, trainer.args
+    before, patience = run_state["step"], trainer.settings["early_stopping_patience"]
+    max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
+    ended = checkpoint and (before >= max_steps or (patience and run_state["ended_by_patience"] == patience))
     begun = time.perf_counter()
-    with trainer.stop_signal:
-        found = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if ended:
+        trainer.finish(checkpoint)  # there is nothing left to do; train() would do one update more
+    else:
+        with trainer.stop_signal:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         return {}
     seconds, state = time.perf_counter() - begun - trainer.paused, trainer.state
-    results = {"step": state.global_step, "epoch": trainer.sampler.epochs_until(state.global_step),
-               **trainer.run_state["initial"]}
-    seen = trainer.sampler.examples_until(state.global_step) - trainer.sampler.examples_until(before)
-    if seen:  # otherwise it was a finished run that was resumed, and these are known already
-        results |= {"train_loss": found.training_loss, "train_runtime": seconds,
+    results = {"step": state.global_step, "epoch": sampler.epochs_until(state.global_step), **run_state["initial"]}
+    seen = sampler.examples_until(state.global_step) - sampler.examples_until(before)
+    if not ended:  # otherwise it was a finished run that was resumed, and these are known already
+        results |= {"train_loss": trainer._total_loss_scalar / state.global_step, "train_runtime": seconds,
                     "train_samples_per_second": seen / seconds}
-    best = args.load_best_model_at_end and state.best_model_checkpoint and state.best_global_step
-    scored = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"]]
-    scores = [entry for entry in scored if not best or entry["step"] == best][-1:]
-    return results | {name: value for entry in scores for name, value in entry.items() if name.startswith("eval_")}
+    scored = {entry["step"]: entry for entry in state.log_history if "eval_loss" in entry}
+    scores = scored.get(trainer.kept_step(), {})
+    names = [name.removeprefix("initial_") for name in run_state["initial"]]  # in their order
+    return results | {name: scores[name] for name in names if name in scores}
