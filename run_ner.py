@@ -158,8 +158,9 @@ class NerArguments(TrainingArguments):
     eval_strategy: str = HfArg(default="epoch", help="when to evaluate: no, steps or epoch")
     save_strategy: str = HfArg(default="epoch", help="when to save: no, steps or epoch")
     save_total_limit: int | None = HfArg(default=2, help="checkpoints that are kept")
-    load_best_model_at_end: bool | None = HfArg(default=None, help="keep the model with the best "
-                                                "--metric_for_best_model (default: where it can be told)")
+    load_best_model_at_end: bool | None = HfArg(default=None, metadata={"nargs": "?", "const": True}, help="keep the "
+                                                "model with the best --metric_for_best_model (default: where it can be "
+                                                "told)")
     metric_for_best_model: str | None = HfArg(default="f1", help="what tells the best model")
     early_stopping_patience: int | None = HfArg(default=None, help="stop after so many evaluations without a better "
                                                                    "model")
@@ -255,16 +256,17 @@ def check_args(args, parser):
 
 
 def find_rows(args, on_fault):
-    """Find the sentences of each split: dict of split to (list of dicts as read_tagged yields, name of the source).
+    """Find the sentences: (dict of split to (list of dicts as read_tagged yields, name), names of a data set's tags).
 
     Raises:
         InputError: a file, the data set or a column of it is not there, or has no sentence in it.
     """
-    found, columns = {}, (args.text_column_name, args.label_column_name)
+    found, class_names, columns = {}, None, (args.text_column_name, args.label_column_name)
     splits = {"train": args.do_train, "validation": args.do_train or args.do_eval, "test": args.do_predict is not False}
     if args.dataset_name:
         loaded = load_splits(args.dataset_name, args.dataset_config_name)
         for split in (split for split in loaded if splits.get(split)):
+            class_names = class_names or names_of_tags(loaded[split].features, args.label_column_name)
             tag_names = names_of_tags(loaded[split].features, args.label_column_name) or args.label_list
             rows, place = [], f"{args.dataset_name}, split {split}, row "
             for n, row in enumerate(loaded[split]):
@@ -278,7 +280,7 @@ def find_rows(args, on_fault):
             if not rows:
                 raise InputError(f"{args.dataset_name}, split {split}: there is no sentence in it")
             found[split] = rows, args.dataset_name
-        return found
+        return found, class_names
     splits = {split: getattr(args, f"{split}_file") for split, wanted in splits.items() if wanted}
     for split, patterns in (splits | {"unlabeled": args.unlabeled_file}).items():
         if not patterns:
@@ -298,7 +300,7 @@ def find_rows(args, on_fault):
             raise InputError(f"{', '.join(paths[:3])}: there is no sentence in it. Expected a word a line with its "
                              "tag, or a table with a row for each sentence.")
         found[split] = rows, name
-    return found
+    return found, None
 
 
 def names_of_tags(features, label_column):
@@ -311,7 +313,7 @@ def names_of_tags(features, label_column):
 
 
 def prepare_rows(args, output_dir, say):
-    """Read what the run needs: dict of split to (sentences, name), tags in one scheme; that scheme; its faults.
+    """Read what the run needs: (dict of split to (sentences, name), names of a data set's tags, or None).
 
     Sentences that are at fault end the run, or go to skipped_rows.jsonl (--on_bad_row skip).
     """
@@ -322,12 +324,14 @@ def prepare_rows(args, output_dir, say):
             raise fault
         skipped.append({"place": place, "reason": str(fault)})
 
-    found = find_rows(args, on_fault)
-    for split in ("train", "validation"):
-        for row in found.get(split, ([], ""))[0]:
+    found, class_names = find_rows(args, on_fault)
+    for split in ("train", "validation", "test"):
+        rows = found.get(split, ([], ""))[0]
+        for row in rows if split != "test" or any(row["tags"] is not None for row in rows) else ():
             if row["tags"] is None:
                 raise InputError(f"{row['place']}: there are no tags, in {' '.join(row['tokens'])[:60]!r}. Data to "
-                                 "train on or to evaluate on need a tag for each word; --test_file may have none.")
+                                 "train on or to evaluate on need a tag for each word; only a --test_file may have none at "
+                                 "all.")
     args.do_predict = "test" in found if args.do_predict is None else args.do_predict
     tasks = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
     parts = choose_parts({split: rows for split, rows in found.items() if split != "unlabeled"},
@@ -357,7 +361,7 @@ def prepare_rows(args, output_dir, say):
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
                 Path(output_dir, file).write_text(text, encoding="utf-8")
                 say(f"  Careful:  {len(lines):,} {words}; they are listed in {Path(output_dir, file)}")
-    return data
+    return data, class_names
 
 
 def unify_tags(data, scheme, say):
@@ -383,12 +387,15 @@ def unify_tags(data, scheme, say):
     return scheme
 
 
-def choose_labels(data, label_list, model_labels, trains, say):
+def choose_labels(data, label_list, model_labels, class_names, trains, say):
     """Choose the labels, a list of tags: --label_list, those of a model that is only used, or those of the data.
+
+    Those of the data are the names of a data set's tags where it has them, or else all that stand in the training and
+    validation data, O first.
 
     Args:
         data: dict of split to (sentences, name). label_list: --label_list or None. model_labels: those that the model
-            was trained with, in its order, or None. trains: whether it is to be trained.
+            was trained with, in its order, or None. class_names: of a data set, or None. trains: it is to be trained.
 
     Raises:
         InputError: tags of the data are not among --label_list, or not among those of a model that is only used.
@@ -406,7 +413,9 @@ def choose_labels(data, label_list, model_labels, trains, say):
             raise InputError(f"{place}: tags that are not among those of {whose}: {', '.join(unknown)}; these are "
                              f"{', '.join(labels)}. Give " + ("all of them." if label_list else "data with the same "
                              "tags, or train the model on these."))
-    elif model_labels and {*model_labels} == {*labels}:
+    elif class_names and {*labels} <= {*class_names}:
+        labels = class_names
+    if trains and not label_list and model_labels and {*model_labels} == {*labels}:
         labels = model_labels  # its head is trained already, in this order
     for split in ("validation", "test"):
         for tag in sorted({*counts.get(split, ())} - {*counts["train"]}) if trains else ():
@@ -909,8 +918,8 @@ def make_training_arguments(args, on_cpu, precision, has_scores):
     """Make the TrainingArguments of the run. InputError for what they refuse, in their words."""
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(NerArguments) if field.init}
     fields |= {"bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": on_cpu, "disable_tqdm": True,
+               "log_level": "error", "log_level_replica": "error", "gradient_checkpointing": None,
                "report_to": "none", "push_to_hub": False, "resume_from_checkpoint": None,  # these are ours
-               "gradient_checkpointing": None,
                "activation_checkpointing": args.activation_checkpointing or args.gradient_checkpointing,
                "load_best_model_at_end": args.load_best_model_at_end and has_scores,
                "eval_strategy": args.eval_strategy if has_scores else "no", "do_eval": has_scores}
@@ -1131,10 +1140,10 @@ def main(argv=None):
     in_rounds = args.unlabeled_file and args.resume_from_checkpoint  # each round has checkpoints of its own
     checkpoint, state = open_output(args.output_dir, args.do_train, None if in_rounds else args.resume_from_checkpoint,
                                     args.overwrite_output_dir or in_rounds, say)
-    data = prepare_rows(args, args.output_dir, say)
+    data, class_names = prepare_rows(args, args.output_dir, say)
     known, model_scheme = labels_of(config), getattr(config, "tag_scheme", None)
     scheme = unify_tags(data, None if args.do_train else model_scheme, say)
-    labels = choose_labels(data, args.label_list, known, args.do_train, say)
+    labels = choose_labels(data, args.label_list, known, class_names, args.do_train, say)
     check_labels(args, labels, known, data)
     scheme = scheme or model_scheme or find_scheme([[tag] for tag in labels])[0]
     describe_data(data, labels, scheme, say)
@@ -1446,6 +1455,9 @@ def read_tagged_row(row, place, text_column, label_column, names):
     Raises:
         InputError: there is no such column, or tokens and tags do not fit each other.
     """
+    for flag, name in (("--text_column_name", text_column), ("--label_column_name", label_column)):
+        if name and name not in row:
+            raise InputError(f"{place}: {flag} {name}: there is no such column; the columns are {', '.join(row)}")
     text_name = text_column or next((name for name in ("tokens", "Sentence", "text") if name in row), "tokens")
     if text_name not in row:
         raise InputError(f"{place}: there is no column of words; the columns are {', '.join(map(str, row))}. Expected "
@@ -1490,6 +1502,10 @@ def check_tagged(row, place):
     if bad:
         raise InputError(f"{place}: {str(bad[0])[:40]!r} is no tag of a scheme that is known (IOB1, IOB2, BIOES), in "
                          f"{' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as B-PER.")
+    broken = next((token for token in row["tokens"] if re.search("[\t\n\r]", token)), None)
+    if broken is not None:
+        raise InputError(f"{place}: a word with a tab or a line break in it, {broken[:40]!r}, which a column cannot "
+                         "hold. Split it, or take the white space out.")
     if any(re.search("[\ud800-\udfff]", token) for token in row["tokens"]):
         raise InputError(f"{place}: half a character (a lone surrogate, such as a cut-off emoji leaves). Expected "
                          "Unicode text; take it out of the file.")
@@ -1758,7 +1774,7 @@ def checkpoint_gradients(model):
     """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
     if not model.supports_gradient_checkpointing:
         raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 # Copied from utils.sampling.GlobalBatchSampler

@@ -1950,7 +1950,7 @@ def checkpoint_gradients(model):
     """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
     if not model.supports_gradient_checkpointing:
         raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 # Copied from utils.models.edge_ids

@@ -140,6 +140,9 @@ def read_tagged_row(row, place, text_column, label_column, names):
     Raises:
         InputError: there is no such column, or tokens and tags do not fit each other.
     """
+    for flag, name in (("--text_column_name", text_column), ("--label_column_name", label_column)):
+        if name and name not in row:
+            raise InputError(f"{place}: {flag} {name}: there is no such column; the columns are {', '.join(row)}")
     text_name = text_column or next((name for name in ("tokens", "Sentence", "text") if name in row), "tokens")
     if text_name not in row:
         raise InputError(f"{place}: there is no column of words; the columns are {', '.join(map(str, row))}. Expected "
@@ -183,6 +186,10 @@ def check_tagged(row, place):
     if bad:
         raise InputError(f"{place}: {str(bad[0])[:40]!r} is no tag of a scheme that is known (IOB1, IOB2, BIOES), in "
                          f"{' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as B-PER.")
+    broken = next((token for token in row["tokens"] if re.search("[\t\n\r]", token)), None)
+    if broken is not None:
+        raise InputError(f"{place}: a word with a tab or a line break in it, {broken[:40]!r}, which a column cannot "
+                         "hold. Split it, or take the white space out.")
     if any(re.search("[\ud800-\udfff]", token) for token in row["tokens"]):
         raise InputError(f"{place}: half a character (a lone surrogate, such as a cut-off emoji leaves). Expected "
                          "Unicode text; take it out of the file.")
