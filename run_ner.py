@@ -330,8 +330,8 @@ def prepare_rows(args, output_dir, say):
         for row in rows if split != "test" or any(row["tags"] is not None for row in rows) else ():
             if row["tags"] is None:
                 raise InputError(f"{row['place']}: there are no tags, in {' '.join(row['tokens'])[:60]!r}. Data to "
-                                 "train on or to evaluate on need a tag for each word; only a --test_file may have none at "
-                                 "all.")
+                                 "train on or to evaluate on need a tag for each word; a --test_file may have none, "
+                                 "but then in no sentence.")
     args.do_predict = "test" in found if args.do_predict is None else args.do_predict
     tasks = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
     parts = choose_parts({split: rows for split, rows in found.items() if split != "unlabeled"},
