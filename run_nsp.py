@@ -1884,7 +1884,7 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
     try:
         if config_overrides:
             config.update_from_string(config_overrides)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError) as error:
         raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,KEY=VALUE with keys "
                          "of the model's config.json") from None
     flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)

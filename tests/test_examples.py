@@ -5,7 +5,13 @@ import importlib
 import pytest
 from helpers import ROOT
 
-TASKS = {"mlm": "run_mlm", "nsp": "run_nsp", "pretraining": "run_pretraining", "from_scratch": "run_pretraining"}
+TASKS = {
+    "mlm": "run_mlm",
+    "nsp": "run_nsp",
+    "pretraining": "run_pretraining",
+    "from_scratch": "run_pretraining",
+    "ner": "run_ner",
+}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.yaml")), ids=lambda path: path.name)

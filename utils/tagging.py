@@ -15,15 +15,15 @@ from utils.reading import InputError, read_csv, read_json, read_lines, read_parq
 def find_words(text):
     """Find the words of a text, by white space and punctuation: a list of (start, end), in characters.
 
-    Each punctuation mark or symbol, such as an emoji, is a word of its own. What joins or modifies a character (a
-    combining mark, a variation selector) stays with the one before it.
+    Each punctuation mark or symbol, such as an emoji, is a word of its own. What modifies a character (a combining
+    mark, a variation selector, a skin tone) stays with the one before it, and a zero-width joiner joins two.
     """
     words = []
     for chunk in re.finditer(r"\S+", text):
         start = None  # where a word began that may go on
         for at in range(*chunk.span()):
             kind = unicodedata.category(text[at])
-            joins = kind[0] == "M" or kind == "Cf"
+            joins = kind[0] == "M" or kind == "Cf" or text[at] in "🏻🏼🏽🏾🏿" or text[at - 1] == "\u200d"
             if joins and at > chunk.start():
                 words[-1] = (words[-1][0], at + 1)
             elif kind[0] in "PS":
@@ -73,15 +73,15 @@ def read_spans(row, place):
     As [start, end, label], or as an object with start, end and label; doccano and Label Studio write start_offset,
     end_offset and labels. InputError for anything else.
     """
-    spans = []
-    for span in row["entities"] if row.get("entities") is not None else row.get("label") or []:
+    spans, found = [], row["entities"] if row.get("entities") is not None else row.get("label") or []
+    for span in found if isinstance(found, list | tuple) else [found]:
         if isinstance(span, dict):
-            labels = span.get("labels") or [None]
+            labels = span.get("labels")
             span = [span.get("start", span.get("start_offset")), span.get("end", span.get("end_offset")),
-                    span.get("label", labels[0])]
+                    span.get("label", labels[0] if isinstance(labels, list) and len(labels) == 1 else labels)]
         if not (isinstance(span, list | tuple) and len(span) == 3 and all(type(x) is int for x in span[:2])
                 and isinstance(span[2], str) and span[2].strip()):
-            raise InputError(f"{place}: expected spans as [start, end, label], found {json.dumps(span)[:60]}")
+            raise InputError(f"{place}: expected spans as [start, end, label], found {json.dumps(span, default=str)[:60]}")
         spans.append(tuple(span))
     return spans
 
@@ -92,7 +92,8 @@ def read_conll(path, on_fault):
     The first column is the word, the last its tag, by tabs or blanks; a blank line, or one of white space, ends a
     sentence. `-DOCSTART-` begins a document. A file of one column has no tags: they are None.
 
-    on_fault is called with place and InputError of a sentence in which lines have not as many columns as the file.
+    on_fault is called with place and InputError of a sentence with a line of one column in a file that has tags, or of
+    several in one that has none.
     """
     columns = fault = None
     tokens, tags, start, docstart = [], [], 1, False
@@ -164,7 +165,7 @@ def read_tagged_row(row, place, text_column, label_column, names):
     if isinstance(tags, str):
         try:
             tags = ast.literal_eval(tags)  # a literal: nothing in it can run
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             raise InputError(f"{place}: expected a list of tags such as ['O', 'B-PER'] in column {label_name!r}, found "
                              f"{row[label_name][:60]!r}") from None
     if tags is not None and not isinstance(tags, list):
@@ -207,7 +208,8 @@ def read_tagged(path, text_column, label_column, names, on_fault):
     reader = readers.get(os.path.splitext(path.lower().removesuffix(".gz"))[1])
     if path.lower().removesuffix(".gz").endswith(".tsv"):
         header = next((lines[0].split("\t") for _, lines in read_lines(path)), [])
-        reader = reader if {text_column, "tokens", "Sentence", "text"} & {*header} else None
+        of_words = {text_column, "tokens", "Sentence", "text"} & {*header}
+        reader = reader if of_words and not any(map(is_tag, header)) else None
     if reader is None:
         rows = read_conll(path, on_fault)
     else:
@@ -224,7 +226,7 @@ def read_tagged(path, text_column, label_column, names, on_fault):
 
 
 def is_tag(tag):
-    return isinstance(tag, str) and (tag == "O" or re.fullmatch(r"[BIES]-\S.*", tag) is not None)
+    return isinstance(tag, str) and (tag == "O" or re.fullmatch(r"[BIES]-\S[^\t\n\r]*", tag) is not None)
 
 
 def find_scheme(sentences):
