@@ -78,10 +78,11 @@ def read_spans(row, place):
         if isinstance(span, dict):
             labels = span.get("labels")
             span = [span.get("start", span.get("start_offset")), span.get("end", span.get("end_offset")),
-                    span.get("label", labels[0] if isinstance(labels, list) and len(labels) == 1 else labels)]
+                    span.get("label", labels[0] if isinstance(labels, list) and len(labels) == 1 else labels or None)]
         if not (isinstance(span, list | tuple) and len(span) == 3 and all(type(x) is int for x in span[:2])
                 and isinstance(span[2], str) and span[2].strip()):
-            raise InputError(f"{place}: expected spans as [start, end, label], found {json.dumps(span, default=str)[:60]}")
+            found = json.dumps(span, default=str)[:60]
+            raise InputError(f"{place}: expected spans as [start, end, label], found {found}")
         spans.append(tuple(span))
     return spans
 
