@@ -61,6 +61,7 @@ try:
     import torch.nn.functional as F
     import transformers
     import yaml
+    from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -280,7 +281,6 @@ def find_rows(args, on_fault):
             if not rows:
                 raise InputError(f"{args.dataset_name}, split {split}: there is no sentence in it")
             found[split] = rows, args.dataset_name
-        return found, class_names
     splits = {split: getattr(args, f"{split}_file") for split, wanted in splits.items() if wanted}
     for split, patterns in (splits | {"unlabeled": args.unlabeled_file}).items():
         if not patterns:
@@ -300,7 +300,7 @@ def find_rows(args, on_fault):
             raise InputError(f"{', '.join(paths[:3])}: there is no sentence in it. Expected a word a line with its "
                              "tag, or a table with a row for each sentence.")
         found[split] = rows, name
-    return found, None
+    return found, class_names
 
 
 def names_of_tags(features, label_column):
@@ -543,6 +543,11 @@ def make_windows(sentences, tokenizer, labels, max_seq_length, stride, label_all
                                     "sentence": datasets.Value("int64")}))
 
 
+def lengths_of(windows):
+    """Count the tokens of each window, without Python lists of them: int64, (windows,)."""
+    return pa.compute.list_value_length(windows.data["input_ids"]).to_numpy().astype(np.int64)
+
+
 class TagCollator:
     """Makes batches of windows, given their numbers, padded to the longest.
 
@@ -629,7 +634,7 @@ def predict_words(model, windows, words, pad_id, *, batch_size, device, processe
     model.eval()
     starts = np.concatenate([[0], np.cumsum(words)]).astype(np.int64)  # where each sentence begins
     labels, chances = np.zeros(starts[-1], dtype=np.int64), np.zeros(starts[-1], dtype=np.float32)
-    sentences, lengths = np.array(windows["sentence"]), np.array([len(ids) for ids in windows["input_ids"]])
+    sentences, lengths = np.array(windows["sentence"]), lengths_of(windows)
     by_length = np.argsort(np.bincount(sentences, lengths, minlength=len(words)), kind="stable")
     rank = np.empty(len(words), dtype=np.int64)
     rank[by_length] = np.arange(len(words))
@@ -944,9 +949,8 @@ def fit(args, training, processes, tokenizer, config, labels, scheme, rows, scor
     freeze(model, args.freeze_embeddings, args.freeze_layers)
     if training.activation_checkpointing:
         checkpoint_gradients(model)
-    lengths = np.array([len(ids) for ids in windows["input_ids"]])
-    sampler = SimilarLengthSampler(lengths, args.per_device_train_batch_size, args.gradient_accumulation_steps,
-                                   processes.num_processes, processes.rank, args.seed)
+    sampler = SimilarLengthSampler(lengths_of(windows), args.per_device_train_batch_size,
+                                   args.gradient_accumulation_steps, processes.num_processes, processes.rank, args.seed)
     max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
     say(f"Updates     {max_steps:,}, {sampler.updates_in(0):,} an epoch, with {sampler.global_batch} windows each "
         f"(processes {processes.num_processes} x batch {sampler.batch_size} x accumulation "
@@ -1082,10 +1086,9 @@ def label_at_end(args, model, note, taggers, text_tagger, results, say, is_main)
     return results
 
 
-def finish(args, trainer, tokenizer, data, results, note):
+def finish(args, model, tokenizer, data, results, note):
     """Leave behind what the run has made: results; of a training run the model and its card, on the Hub if asked."""
     if args.do_train:
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         save_model(args.output_dir, model, tokenizer)
         sizes = {split: (len(rows), sum(len(row["tokens"]) for row in rows), name)
                  for split, (rows, name) in data.items()}
@@ -1104,7 +1107,7 @@ def finish(args, trainer, tokenizer, data, results, note):
 
 def train_or_load(args, training, processes, tokenizer, config, labels, scheme, data, make_tagger, score, state,
                   checkpoint, say):
-    """Train, in rounds where there are sentences to pseudo-label, or only load: (trainer, results, note)."""
+    """Train, in rounds where there are sentences to pseudo-label, or only load: (accelerator, model, results, note)."""
     def fit_into(rows, folder, state=state, checkpoint=checkpoint):
         if data.get("unlabeled"):  # each round is a run of its own
             checkpoint, state = open_output(folder, True, args.resume_from_checkpoint, args.overwrite_output_dir, say)
@@ -1113,17 +1116,25 @@ def train_or_load(args, training, processes, tokenizer, config, labels, scheme, 
         return fit(args, training, processes, tokenizer, config, labels, scheme, rows, score, folder, state, checkpoint,
                    say)
 
-    if args.do_train and data.get("unlabeled"):
-        return fit_rounds(args, fit_into, make_tagger, data, say)
     if args.do_train:
-        return fit_into(data["train"][0], args.output_dir)
+        in_rounds = bool(data.get("unlabeled"))
+        trainer, results, note = (fit_rounds(args, fit_into, make_tagger, data, say) if in_rounds else
+                                  fit_into(data["train"][0], args.output_dir))
+        if trainer.stopped:
+            end_stopped_run(trainer.accelerator, trainer.stop_signal.number or signal.SIGTERM,
+                            trainer.state.global_step, say)
+        if score and trainer.scored_at != trainer.kept_step():
+            score(trainer.model)  # for the tables, of the model that is kept
+        return trainer.accelerator, trainer.model, results, note
     set_seed(args.seed)
     model, note = load_tagger(args, None, config, labels, scheme, len(tokenizer))
     say(f"Model       {args.model}, {model.num_parameters():,} weights; {note}")
-    trainer = ExactTrainer(model=model, args=training, settings=vars(args), processes=processes, sampler=None,
-                           collator=None, score=None, run_state=state, stop_signal=StopSignal(), tokenizer=tokenizer)
-    trainer.accelerator.prepare_model(model, evaluation_mode=True)
-    return trainer, score(model) if args.do_eval and score else {}, note
+    accelerator = Accelerator(
+        cpu=training.use_cpu, mixed_precision=training.mixed_precision, log_with=args.report_to or None,
+        project_config=ProjectConfiguration(args.output_dir, logging_dir=f"{args.output_dir}/runs"))
+    start_trackers(accelerator, "ner", shown_settings(args), state)
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    return accelerator, model, score(model) if args.do_eval and score else {}, note
 
 
 def main(argv=None):
@@ -1139,9 +1150,13 @@ def main(argv=None):
     config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides,
                                                   args.max_seq_length, **hub)
     in_rounds = args.unlabeled_file and args.resume_from_checkpoint  # each round has checkpoints of its own
-    checkpoint, state = open_output(args.output_dir, args.do_train, None if in_rounds else args.resume_from_checkpoint,
-                                    args.overwrite_output_dir or in_rounds, say)
-    data, class_names = prepare_rows(args, args.output_dir, say)
+    todo, data, class_names = args.do_train or args.do_eval or args.do_predict is not False, {}, None
+    checkpoint, state = None, {"step": 0, "run_id": os.urandom(8).hex()}
+    if todo:
+        checkpoint, state = open_output(args.output_dir, args.do_train,
+                                        None if in_rounds else args.resume_from_checkpoint,
+                                        args.overwrite_output_dir or in_rounds, say)
+        data, class_names = prepare_rows(args, args.output_dir, say)
     known, model_scheme = labels_of(config), getattr(config, "tag_scheme", None)
     scheme = unify_tags(data, None if args.do_train else model_scheme, say)
     labels = choose_labels(data, args.label_list, known, class_names, args.do_train, say)
@@ -1171,22 +1186,20 @@ def main(argv=None):
     say(f"Running on  {training.device.type}, {processes.num_processes} process"
         f"{'es' * (processes.num_processes > 1)}, {threads} CPU threads each, {precision.replace('no', 'float32')}")
     try:
-        trainer, results, note = train_or_load(
+        accelerator, model, results, note = train_or_load(
             args, training, processes, tokenizer, config, labels, scheme, data, make_tagger,
             taggers.get("validation"), state, checkpoint, say)
-        if trainer.stopped:
-            end_stopped_run(trainer.accelerator, trainer.stop_signal.number or signal.SIGTERM,
-                            trainer.state.global_step, say)
-        if args.do_train and "validation" in taggers and trainer.scored_at != trainer.kept_step():
-            taggers["validation"](trainer.model)  # for the tables, of the model that is kept
-        results = label_at_end(args, trainer.model, note, taggers, text_tagger, results, say, rank == 0)
+        results = label_at_end(args, model, note, taggers, text_tagger, results, say, rank == 0)
     except torch.OutOfMemoryError:
         raise out_of_memory(args.per_device_train_batch_size, args.max_seq_length,
                             args.gradient_accumulation_steps) from None
-    if rank == 0 and (args.do_train or args.do_eval or args.do_predict):
-        finish(args, trainer, tokenizer, data, results, note)
+    accelerator.log({name: value for name, value in results.items() if name.startswith(("eval_", "predict_"))},
+                    step=results.get("step", 0))
+    if rank == 0 and todo:
+        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        finish(args, model, tokenizer, data, results, note)
     show_results(results, note, args.output_dir, say)
-    trainer.accelerator.end_training()
+    accelerator.end_training()
 
 
 # ---------------------------------------------------------------- copies of what the scripts share
