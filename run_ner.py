@@ -324,7 +324,11 @@ def prepare_rows(args, output_dir, say):
             raise fault
         skipped.append({"place": place, "reason": str(fault)})
 
-    found, class_names = find_rows(args, on_fault)
+    try:
+        found, class_names = find_rows(args, on_fault)
+    except InputError as error:
+        left_out = f" Left out as faulty: {len(skipped):,}, the first {skipped[0]['reason']}" if skipped else ""
+        raise InputError(f"{error}{left_out}") from None
     for split in ("train", "validation", "test"):
         rows = found.get(split, ([], ""))[0]
         for row in rows if split != "test" or any(row["tags"] is not None for row in rows) else ():
@@ -404,15 +408,15 @@ def choose_labels(data, label_list, model_labels, class_names, trains, say):
     kept = [tag for split in ("train", "validation") for tag in counts.get(split, ())]
     labels = ["O", *sorted({*kept} - {"O"}, key=lambda tag: (tag[2:], "BIES".index(tag[0])))]
     if label_list or (model_labels and not trains):
-        labels = label_list or model_labels
+        labels = label_list if trains or not model_labels else model_labels
         unknown = sorted({tag for found in counts.values() for tag in found} - {*labels})
         if unknown:
             place = next(row["place"] for rows, _ in data.values() for row in rows
                          if {*(row["tags"] or ())} & {*unknown})
-            whose = "--label_list" if label_list else "the model"
+            whose, advice = ("--label_list", "Give all of them.") if labels is label_list else (
+                "the model", "Give data with the same tags, or train the model on these.")
             raise InputError(f"{place}: tags that are not among those of {whose}: {', '.join(unknown)}; these are "
-                             f"{', '.join(labels)}. Give " + ("all of them." if label_list else "data with the same "
-                             "tags, or train the model on these."))
+                             f"{', '.join(labels)}. {advice}")
     elif class_names and {*labels} <= {*class_names}:
         labels = class_names
     if trains and not label_list and model_labels and {*model_labels} == {*labels}:
@@ -1517,7 +1521,8 @@ def check_tagged(row, place):
     bad = next(([tag] for tag in row["tags"] or () if not is_tag(tag)), None)
     if bad:
         raise InputError(f"{place}: {str(bad[0])[:40]!r} is no tag of a scheme that is known (IOB1, IOB2, BIOES), in "
-                         f"{' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as B-PER.")
+                         f"{' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as B-PER; "
+                         "where single words have U- and last ones L-, write S- and E-.")
     broken = next((token for token in row["tokens"] if re.search("[\t\n\r]", token)), None)
     if broken is not None:
         raise InputError(f"{place}: a word with a tab or a line break in it, {broken[:40]!r}, which a column cannot "

@@ -32,6 +32,12 @@ if FORKS:
             "pyarrow.parquet",
             "transformers.models.bert.modeling_bert",
             "nanotoken",
+            "transformers.trainer",
+            "transformers.hf_argparser",
+            "evaluate",
+            "seqeval.metrics",
+            "matplotlib.backends.backend_agg",
+            "matplotlib.figure",
             "helpers",
         ]
     )

@@ -531,7 +531,7 @@ def test_a_list_of_labels_is_taken_as_it_is():
 
 
 @pytest.mark.parametrize("label_list, model_labels, trains, whose", [
-    (["O", "B-PER"], None, True, "--label_list"), (["O", "B-PER"], ["O", "B-ORG"], False, "--label_list"),
+    (["O", "B-PER"], None, True, "--label_list"), (["O", "B-ORG"], ["O", "B-PER"], False, "the model"),
     (None, ["O", "B-PER"], False, "the model")])  # fmt: skip
 def test_tags_outside_the_labels_end_the_run_and_both_sets_are_named(label_list, model_labels, trains, whose):
     data = data_of(train=["O B-PER"], validation=["O", "B-ORG B-LOC"])

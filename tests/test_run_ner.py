@@ -4,7 +4,6 @@ import itertools
 import json
 import random
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,19 +74,19 @@ def column(sentences, n):
 
 def run_all(folder, runs):
     """Run run_ner.py with each of several dicts of flags, two at a time: a list of Done."""
-
-    def run(number):
-        settings = dict(runs[number])
-        processes = settings.pop("processes", 1)
+    started, found = [], []
+    for number, settings in enumerate(runs):
         settings = {**ALIKE, "max_seq_length": 48, "output_dir": folder / f"out-{number}", **settings}
-        done = Run("run_ner.py", settings, folder / f"cwd-{number}", processes).wait()
+        processes = settings.pop("processes", 1)
+        started.append((Run("run_ner.py", settings, folder / f"cwd-{number}", processes), processes))
+        if number:  # not by threads: two of them cannot ask for the exit status of a process
+            found.append(started[number - 1][0].wait())
+    found.append(started[-1][0].wait())
+    for done, (_, processes) in zip(found, started, strict=True):
         if done.status == 0:
             assert f"{processes} process" in re.search("Running on .*", done.out)[0]  # a launch can fall back to one
             assert done.out.count("Running on") == 1
-        return done
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(run, range(len(runs))))
+    return found
 
 
 @pytest.fixture

@@ -187,7 +187,8 @@ def check_tagged(row, place):
     bad = next(([tag] for tag in row["tags"] or () if not is_tag(tag)), None)
     if bad:
         raise InputError(f"{place}: {str(bad[0])[:40]!r} is no tag of a scheme that is known (IOB1, IOB2, BIOES), in "
-                         f"{' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as B-PER.")
+                         f"{' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as B-PER; "
+                         "where single words have U- and last ones L-, write S- and E-.")
     broken = next((token for token in row["tokens"] if re.search("[\t\n\r]", token)), None)
     if broken is not None:
         raise InputError(f"{place}: a word with a tab or a line break in it, {broken[:40]!r}, which a column cannot "
