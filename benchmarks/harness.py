@@ -83,13 +83,13 @@ class Done:
         return float(line.split("in", 1)[1].split()[0])
 
 
-def launch(script, *flags, home, threads=None):
+def launch(script, *flags, home, threads=None, watch=True):
     """Run `accelerate launch script flags` to its end.
 
     Args:
         script: path from the root of the repository.
         home: folder for the caches of the libraries: what lies there is found again.
-        threads: OMP_NUM_THREADS; None leaves it to the launcher.
+        threads: OMP_NUM_THREADS; None leaves it to the launcher. watch: note the peak memory, which takes some time.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", str(ROOT / script)]
     variables = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
@@ -103,13 +103,15 @@ def launch(script, *flags, home, threads=None):
         subprocess.Popen(command, env=variables, stdout=pipe, stderr=errors, text=True, encoding="utf-8") as process,
     ):
         watcher = threading.Thread(target=watch_memory, args=(process, done))
-        watcher.start()
+        if watch:
+            watcher.start()
         for line in process.stdout:
             done.lines.append(line.rstrip("\n"))
             done.times.append(time.perf_counter() - begun)
         process.wait()
         done.seconds = time.perf_counter() - begun
-        watcher.join()
+        if watch:
+            watcher.join()
         if process.returncode:
             errors.seek(0)
             sys.exit(f"{' '.join(command)}: exit status {process.returncode}\n{errors.read()[-4000:]}")
