@@ -60,7 +60,8 @@ def main(argv=None):
             def run(pair):
                 flags = ["--model", model, *files, "--num_train_epochs", args.num_train_epochs, "--seed", 42 + pair]
                 out = scratch / f"{Path(script).stem}-{pair}"
-                done = launch(script, *flags, *more, "--output_dir", out, home=scratch / "home", threads=threads, watch=False)
+                flags += [*more, "--output_dir", out]
+                done = launch(script, *flags, home=scratch / "home", threads=threads, watch=False)
                 results = json.loads((out / "all_results.json").read_text(encoding="utf-8"))
                 padded = next((line for line in done.lines if "are padding" in line), None)
                 if padded:
