@@ -2468,7 +2468,12 @@ class RunCallback(TrainerCallback):
             trainer._tr_loss += losses["window"]
             trainer._total_loss_scalar, trainer._globalstep_last_logged = losses["total"], losses["last_logged"]
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" updates",
-                        disable=self.trainer.processes.rank > 0 or None)
+                        disable=trainer.processes.rank > 0 or None)
+        if (state.global_step and trainer.score and args.eval_strategy == "epoch"
+                and trainer.sampler.place(state.global_step)[1] == 0
+                and not any(line["step"] == state.global_step and "eval_loss" in line for line in state.log_history)):
+            # The run ended between the last update of an epoch and what follows it.
+            trainer._determine_best_metric(trainer.evaluate(), None)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         sampler = self.trainer.sampler
