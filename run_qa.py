@@ -1,0 +1,2582 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.13", "transformers>=5.23", "accelerate>=1.15", "datasets>=5.2", "evaluate>=0.4.6",
+#                 "numpy>=2.4", "pyarrow>=26.0", "huggingface-hub>=2.4", "PyYAML>=6.0", "tqdm>=4.67",
+#                 "matplotlib>=3.11", "wandb>=0.31"]
+# ///
+"""Train a model to answer questions with a span of a text (extractive question answering), and report its F1.
+
+    accelerate launch run_qa.py --model bert-base-uncased --train_file train.json --validation_file dev.json
+    accelerate launch run_qa.py --model outputs/qa --test_file questions.json
+    accelerate launch run_qa.py --model outputs/qa --question "Who met Babbage?" --context "Ada met Babbage in London."
+
+Reads questions in SQuAD's layout (.json), rows of id, question, context and answers (.json, .jsonl), each also as .gz,
+or a data set of the Hub; some may have no answer, as in SQuAD 2.0. Writes to --output_dir: the model and tokenizer,
+all_results.json (eval_exact_match or eval_exact, eval_f1), predictions.json, nbest_predictions.json and null_odds.json
+of the test data, or else of the validation data, log.jsonl, checkpoints and a model card.
+
+Source: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, and 2018, https://arxiv.org/abs/1806.03822, with their
+scoring scripts; Devlin et al. 2018, sections 4.2 and 4.3, https://arxiv.org/abs/1810.04805
+"""
+
+import argparse
+import copy
+import ctypes
+import dataclasses
+import difflib
+import glob
+import gzip
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import string
+import sys
+import time
+import unicodedata
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+try:
+    import datasets
+    import evaluate
+    import huggingface_hub
+    import numpy as np
+    import pyarrow.compute
+    import torch
+    import torch.distributed
+    import torch.nn.functional as F
+    import transformers
+    import yaml
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from torch.utils.data import DataLoader, Sampler
+    from tqdm import tqdm
+    from transformers import (
+        AutoConfig,
+        AutoModelForQuestionAnswering,
+        AutoTokenizer,
+        EarlyStoppingCallback,
+        HfArgumentParser,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+    from transformers.hf_argparser import HfArg
+    from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerState
+except ImportError as error:
+    print(f"run_qa.py: error: {error}. Install what it needs: pip install torch transformers accelerate datasets "
+          "evaluate numpy pyarrow huggingface-hub PyYAML tqdm matplotlib wandb", file=sys.stderr)
+    sys.exit(2)
+
+DEFAULT_DATASET = "rajpurkar/squad"  # taken where no data are named and nothing is asked, so that a bare call runs
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name = "model"
+    model: str = HfArg(default="bert-base-uncased", aliases=["--model_name_or_path"], help="Hub name or folder")
+    tokenizer_name: str | None = HfArg(default=None, help="Hub name or folder of the tokenizer (default: the model's)")
+    model_revision: str = HfArg(default="main", help="branch, tag or commit on the Hub")
+    from_scratch: bool = HfArg(default=False, help="the model's config alone, with random weights")
+    config_overrides: str | None = HfArg(default=None, help="config settings to change, as hidden_dropout_prob=0; for "
+                                                            "pretrained models too")
+    trust_remote_code: bool = HfArg(default=False, help="run code that comes with the model")
+
+
+@dataclass
+class DataArguments:
+    _argument_group_name = "data"
+    dataset_name: str | None = HfArg(default=None, help=f"Hub name or folder (default: {DEFAULT_DATASET} where no file "
+                                                        "and no question is given)")
+    dataset_config_name: str | None = HfArg(default=None, help="configuration of that data set")
+    train_file: list[str] | None = HfArg(default=None, help="files or globs to train on")
+    validation_file: list[str] | None = HfArg(default=None, help="files or globs to evaluate on")
+    test_file: list[str] | None = HfArg(default=None, help="files or globs to answer at the end, with answers or "
+                                                           "without")
+    version_2_with_negative: bool = HfArg(default=False, help="some questions have no answer, as in SQuAD 2.0; taken "
+                                                              "so anyway where the data hold such questions")
+    on_bad_row: str = HfArg(default="error", metadata={"choices": ["error", "skip"]}, help="a faulty question ends the "
+                            "run, or goes to skipped_rows.jsonl")
+    validation_split_percentage: float = HfArg(default=10, help="percent of the training paragraphs, with their "
+                                               "questions, to evaluate on where there are no validation data, the same "
+                                               "for every seed; 0 is none")
+    max_seq_length: int = HfArg(default=384, help="tokens per window: the question, whole, a part of the context, and "
+                                                  "[CLS] and [SEP]s; a longer context is cut into several windows")
+    doc_stride: int | None = HfArg(default=None, help="tokens of the context that two windows share (default: 128, or "
+                                                      "a third of --max_seq_length where that is less)")
+    n_best_size: int = HfArg(default=20, help="starts and ends that are tried with each other in each window, and "
+                                              "answers in nbest_predictions.json")
+    max_answer_length: int = HfArg(default=30, help="tokens of an answer, at most")
+    null_score_diff_threshold: float | None = HfArg(default=None, help="a question gets no answer where the score of "
+                                                    "none exceeds that of the best by more than this (default: 0 in "
+                                                    "evaluation; after it, the best_f1_thresh kept with the model)")
+    max_train_samples: int | None = HfArg(default=None, help="train on a random sample of so many questions")
+    max_eval_samples: int | None = HfArg(default=None, help="the same for evaluation")
+    max_predict_samples: int | None = HfArg(default=None, help="the same for test data")
+    preprocessing_num_workers: int | None = HfArg(default=None, help="processes that tokenize (default: 1)")
+    overwrite_cache: bool = HfArg(default=False, help="prepare the data anew even where the cache holds them")
+
+
+@dataclass
+class AskArguments:
+    _argument_group_name = "asking, at the end; without data, that is all"
+    question: str | None = HfArg(default=None, help="question to answer out of --context or --context_file")
+    context: str | None = HfArg(default=None, help="text that holds the answer")
+    context_file: str | None = HfArg(default=None, help="file of that text, UTF-8")
+    questions_file: str | None = HfArg(default=None, help="rows of question and context, as .jsonl; the answers go to "
+                                                          "answers.jsonl in --output_dir")
+    plot_scores: str | None = HfArg(default=None, help="picture to draw, as scores.png: the scores of each token to "
+                                                       "begin and to end the answer to --question")
+
+
+@dataclass
+class QaArguments(TrainingArguments):
+    _argument_group_name = "training and output: all of transformers.TrainingArguments, and"
+    output_dir: str | None = HfArg(default="outputs/qa", help="folder for all that a run leaves behind")
+    overwrite_output_dir: bool = HfArg(default=False, help="train although a model or checkpoints lie there, and "
+                                                           "replace them")
+    per_device_train_batch_size: int = HfArg(default=16, help="windows per process and pass")
+    per_device_eval_batch_size: int = HfArg(default=16, help="the same in evaluation")
+    mixed_precision: str = HfArg(default="auto", metadata={"choices": ["auto", "no", "bf16", "fp16"]}, help="auto: as "
+                                 "the launcher says, else bf16 where the hardware computes it natively; no: float32")
+    cpu_threads: int | None = HfArg(default=None, help="torch threads per process (default: physical cores / "
+                                                       "processes)")
+    eval_strategy: str = HfArg(default="epoch", help="when to evaluate: no, steps or epoch")
+    save_strategy: str = HfArg(default="epoch", help="when to save: no, steps or epoch")
+    save_total_limit: int | None = HfArg(default=2, help="checkpoints that are kept")
+    load_best_model_at_end: bool | None = HfArg(default=None, metadata={"nargs": "?", "const": True}, help="keep the "
+                                                "model with the best --metric_for_best_model (default: where it can be "
+                                                "told)")
+    metric_for_best_model: str | None = HfArg(default="f1", help="what tells the best model")
+    early_stopping_patience: int | None = HfArg(default=None, help="stop after so many evaluations without a better "
+                                                                   "model")
+    logging_steps: float = HfArg(default=10, help="updates between two lines of the log, or below 1 a share of all")
+    logging_nan_inf_filter: bool = HfArg(default=False, help="leave losses that are no number out of the log")
+    restore_callback_states_from_checkpoint: bool = HfArg(default=True, help="go on counting for early stopping")
+    ddp_find_unused_parameters: bool | None = HfArg(default=False, help="look for weights without a gradient")
+    report_to: list[str] | None = HfArg(default_factory=lambda: ["none"], help="trackers: wandb, trackio, tensorboard")
+    run_name: str | None = HfArg(default=None, help="name in the trackers (default: --output_dir)")
+    resume_from_checkpoint: str | None = HfArg(default=None, metadata={"nargs": "?", "const": "latest"}, help="go on "
+                                               "from a checkpoint: latest, the newest whole one in --output_dir, or a "
+                                               "folder")
+
+
+class Parser(HfArgumentParser):
+    def error(self, message):  # argparse would print its usage, once for each process
+        ArgumentParser.error(self, message)
+
+
+def parse_args(argv=None):
+    """Parse the command line: a Namespace with the flags of all groups, checked."""
+    parser = Parser((ModelArguments, DataArguments, AskArguments, QaArguments), allow_abbrev=False,
+                    description=__doc__.partition("\n")[0], formatter_class=HelpFormatter)
+    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed beside it win")
+    args = parse_with_config(parser, argv)
+    check_args(args, parser)
+    check_question(args, parser)
+    choose_tasks(args, parser)
+    return args
+
+
+def check_args(args, parser):
+    """Find settings that cannot work before anything is loaded, and fill in those that depend on others."""
+    args.doc_stride = min(128, args.max_seq_length // 3) if args.doc_stride is None else args.doc_stride
+    bounds = {"max_seq_length": (5, math.inf, "5 or more: [CLS], question, [SEP], context and [SEP]"),
+              "doc_stride": (0, args.max_seq_length - 5, f"0 to {args.max_seq_length - 5}, less than a window holds of "
+                             "a context"),
+              "validation_split_percentage": (0, 99, "0 to 99"), "seed": (0, 2**32 - 1, "0 to 4294967295"),
+              "learning_rate weight_decay max_grad_norm warmup_steps dataloader_num_workers": (
+                  0, math.inf, "0 or more"),
+              "num_train_epochs logging_steps": (1e-9, math.inf, "more than 0"),
+              "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit "
+              "cpu_threads max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
+              "early_stopping_patience n_best_size max_answer_length": (1, math.inf, "1 or more")}
+    for names, (low, high, expected) in bounds.items():
+        for name in names.split():
+            value = getattr(args, name)
+            if value is not None and not low <= value <= high:
+                parser.error(f"--{name} is {value}; expected {expected}")
+    refuse_flags(args, parser)
+    if args.resume_from_checkpoint and args.overwrite_output_dir:
+        parser.error("--overwrite_output_dir would remove what --resume_from_checkpoint goes on with; give one of them")
+    args.report_to = sorted({*args.report_to} - {"none"})
+    for package in args.report_to:
+        if package not in ("wandb", "trackio", "tensorboard"):
+            parser.error(f"--report_to {package}: expected none, wandb, trackio or tensorboard")
+        if not importlib.util.find_spec(package):  # nothing would be logged, and nothing said
+            parser.error(f"--report_to {package}: the package is not installed; pip install {package}")
+    given = [name for name in ("bf16", "fp16") if getattr(args, name)]
+    if (given and args.mixed_precision != "auto") or len(given) > 1:
+        parser.error(f"--mixed_precision {args.mixed_precision} and --{' and --'.join(given)} were given; expected one "
+                     "of them")
+    args.mixed_precision = given[0] if given else args.mixed_precision
+    if args.early_stopping_patience and args.eval_strategy == "no":
+        parser.error("--early_stopping_patience needs scores: give --eval_strategy epoch or steps")
+
+
+def check_question(args, parser):
+    """Find flags to ask with that do not fit each other."""
+    contexts = [name for name in ("context", "context_file") if getattr(args, name) is not None]
+    if (args.question is None) != (not contexts) or len(contexts) > 1:
+        parser.error("--question and one of --context and --context_file belong together; found "
+                     + (", ".join(f"--{name}" for name in ["question"] * (args.question is not None) + contexts)))
+    for name in ("question", "context"):
+        value = getattr(args, name)
+        if value is not None and not value.strip():
+            parser.error(f"--{name} is empty; give a text")
+        if re.search("[\ud800-\udfff]", value or ""):
+            parser.error(f"--{name} is not UTF-8; give it in the encoding of the terminal")
+    if args.plot_scores and args.question is None:
+        parser.error("--plot_scores draws the scores of one question; give --question")
+    if args.plot_scores and not args.plot_scores.lower().endswith((".png", ".svg", ".pdf")):
+        parser.error(f"--plot_scores {args.plot_scores}: expected a file name that ends in .png, .svg or .pdf")
+
+
+def choose_tasks(args, parser):
+    """Choose what is done where it is not said: all that the data allow."""
+    files, todo = args.train_file or args.validation_file or args.test_file, args.do_train or args.do_eval
+    asked = args.question is not None or args.questions_file
+    if files and args.dataset_name:
+        parser.error("--dataset_name and files were given; expected one of the two")
+    if not files and not args.dataset_name and (todo or args.do_predict or not asked):
+        args.dataset_name = DEFAULT_DATASET
+    if not (todo or args.do_predict):
+        args.do_train = bool(args.train_file or args.dataset_name)
+        args.do_eval = bool(args.train_file or args.validation_file or args.dataset_name)
+        args.do_predict = None if args.dataset_name else bool(args.test_file)  # None: if the data set has a test split
+    elif args.do_predict and args.test_file is None and not args.dataset_name:
+        parser.error("--do_predict has no questions to answer: give --test_file")
+    if args.do_train and not (args.train_file or args.dataset_name):
+        parser.error("--do_train has nothing to train on: give --train_file or --dataset_name")
+    can_tell = args.do_train and args.save_strategy == args.eval_strategy != "no"
+    args.load_best_model_at_end = can_tell if args.load_best_model_at_end is None else args.load_best_model_at_end
+    args.run_name = args.run_name or args.output_dir
+
+
+# ---------------------------------------------------------------- data
+
+
+def find_rows(args, on_fault):
+    """Find the questions of each split: dict of split to (list of dicts as read_question makes, name of the source).
+
+    on_fault is called with place and InputError of each question that is at fault, or has the id of one before it.
+
+    Raises:
+        InputError: a file or the data set is not there, or has no question in it.
+    """
+    found = {}
+
+    def keep(split, rows, places, name):
+        found[split] = list(drop_repeated_ids(rows, on_fault)), name
+        if not found[split][0]:
+            raise InputError(f"{', '.join(places[:3])}: there is no question in it. Expected SQuAD's layout (data, "
+                             "paragraphs, qas), or rows of id, question, context and answers.")
+
+    splits = {"train": args.do_train, "validation": args.do_train or args.do_eval, "test": args.do_predict is not False}
+    splits = [split for split, wanted in splits.items() if wanted]
+    if args.dataset_name:
+        loaded = load_splits(args.dataset_name, args.dataset_config_name)
+        for split in (split for split in splits if split in loaded):
+            place = f"{args.dataset_name}, split {split}"
+            rows = ((f"{place}, row {n}", row) for n, row in enumerate(loaded[split]))
+            keep(split, read_entries(rows, split, on_fault), [place], args.dataset_name)
+    files = {split: getattr(args, f"{split}_file") for split in splits}
+    for split, patterns in (files | {"questions": args.questions_file and [args.questions_file]}).items():
+        if patterns:
+            paths = find_files(patterns, f"--{split}_file")
+            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
+            keep(split, (row for path in paths for row in read_questions(path, on_fault)), paths, name)
+    return found
+
+
+def drop_repeated_ids(rows, on_fault):
+    """Yield the questions but for those with the id of one before them, for which on_fault is called."""
+    places = {}
+    for row in rows:
+        if row["id"] in places:
+            on_fault(row["place"], InputError(f"{row['place']}: the id {row['id']} stands at {places[row['id']]} "
+                                              "already. Predictions are named by ids: give each question its own."))
+        else:
+            places[row["id"]] = row["place"]
+            yield row
+
+
+def drop_long_questions(rows, tokenizer, max_seq_length, doc_stride, on_fault):
+    """List the questions that leave room for a context beside them; on_fault is called for the others."""
+    edges = sum(map(len, special_frame(tokenizer)))
+    ids = tokenizer([row["question"].strip() for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
+    kept = []
+    for row, question in zip(rows, ids, strict=True):
+        room = max_seq_length - edges - len(question)
+        said = f"{row['place']}: the question has {len(question)} tokens, of {max_seq_length} (--max_seq_length)"
+        if room < 1:
+            on_fault(row["place"], InputError(f"{said}, which leaves none for its context: {row['question'][:60]!r}. "
+                                              "Give a larger --max_seq_length, or shorten it."))
+        elif room <= doc_stride and room < len(tokenizer(row["context"], add_special_tokens=False)["input_ids"]):
+            on_fault(row["place"], InputError(f"{said}, which leaves {room} for its context; --doc_stride, what two "
+                                              f"windows share, is {doc_stride}. Give --doc_stride {room // 2} or less, "
+                                              "or a larger --max_seq_length."))
+        else:
+            kept.append(row)
+    return kept
+
+
+def prepare_rows(args, tokenizer, say):
+    """Read what the run needs: dict of split to (questions, name).
+
+    Questions that are at fault end the run, or go to skipped_rows.jsonl (--on_bad_row skip).
+    """
+    skipped = []
+
+    def on_fault(place, fault):
+        if args.on_bad_row == "error":
+            raise fault
+        skipped.append({"place": place, "reason": str(fault)})
+
+    try:
+        found = find_rows(args, on_fault)
+    except InputError as error:
+        left_out = f" Left out as faulty: {len(skipped):,}, the first {skipped[0]['reason']}" if skipped else ""
+        raise InputError(f"{error}{left_out}") from None
+    for split in ("train", "validation"):
+        for row in found.get(split, ([], ""))[0]:
+            if row["answers"] is None:
+                raise InputError(f"{row['place']}: there are no answers to {row['question'][:60]!r}. Data to train on "
+                                 "or to evaluate on need them, or the empty list; --test_file may have none.")
+    args.do_predict = "test" in found if args.do_predict is None else args.do_predict
+    tasks = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
+    sources = {split: rows for split, rows in found.items() if split != "questions"}
+    parts = choose_parts(sources, args.validation_split_percentage, tasks, False) if sources else {}
+    if "questions" in found:
+        rows, name = found["questions"]
+        parts["questions"] = ([row | {"answers": None} for row in rows], name), ("all", 0)
+    data, samples = {}, {"train": args.max_train_samples, "validation": args.max_eval_samples,
+                         "test": args.max_predict_samples}
+    for split, ((rows, name), part) in parts.items():
+        rows = take_part(rows, name, *part)
+        if samples.get(split):
+            seed = args.seed if split == "train" else 0
+            order = np.random.default_rng((seed, 1)).permutation(len(rows))[: samples[split]]
+            rows = [rows[n] for n in np.sort(order)]
+        rows = drop_long_questions(rows, tokenizer, args.max_seq_length, args.doc_stride, on_fault)
+        if not rows:
+            raise InputError(f"{name}: no question is left for {split}; {len(skipped):,} are at fault, the first "
+                             f"{skipped[0]['reason']}")
+        data[split] = rows, name
+    write_list(args.output_dir, "skipped_rows.jsonl", skipped, "faulty questions are left out", say)
+    return data
+
+
+def take_part(rows, name, which, percent):
+    """Take "all" questions, those of the paragraphs "drawn" for evaluation, percent of them, or the "rest".
+
+    Whole paragraphs are drawn, by number alone, so that no text of the evaluation is trained on, and every seed has the
+    same; of one paragraph, questions are drawn.
+    """
+    if which == "all":
+        return rows
+    numbers = {}
+    groups = np.array([numbers.setdefault(row["context"], len(numbers)) for row in rows])
+    groups = groups if len(numbers) > 1 else np.arange(len(rows))
+    total = len({*groups.tolist()})
+    drawn = max(1, round(total * percent / 100))
+    if drawn >= total:
+        raise InputError(f"{name}: it has {len(rows)} question, too few to set one apart for evaluation. Give "
+                         "--validation_file, or --validation_split_percentage 0.")
+    is_drawn = np.isin(groups, np.random.default_rng(0).permutation(total)[:drawn])
+    return [row for row, taken in zip(rows, is_drawn, strict=True) if taken == (which == "drawn")]
+
+
+def write_list(output_dir, file, lines, words, say):
+    """Write what is wrong with the data to a file, a row each, and say how much; no file where nothing is."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        Path(output_dir, file).unlink(missing_ok=True)  # that of an earlier run
+        if lines:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            Path(output_dir, file).write_text(text, encoding="utf-8")
+            say(f"  Careful:  {len(lines):,} {words}; they are listed in {Path(output_dir, file)}")
+
+
+def find_version(data, wanted, kept, say):
+    """Tell whether questions may have no answer, as in SQuAD 2.0: --version_2_with_negative, or because some have none.
+
+    Test data of which no question has an answer are taken for data whose answers are not known.
+
+    Args:
+        data: dict of split to (questions, name). wanted: the flag. kept: a model that is only used was trained so.
+    """
+    rows = data.get("test", ([], ""))[0]
+    if rows and not any(row["answers"] for row in rows):
+        for row in rows:
+            row["answers"] = None
+    counts = {split: sum(row["answers"] == [] for row in rows) for split, (rows, _) in data.items()}
+    if any(counts.values()) and not (wanted or kept):
+        split = next(split for split, count in counts.items() if count)
+        place = next(row["place"] for row in data[split][0] if row["answers"] == [])
+        say(f"  Careful:  {counts[split]:,} questions of the {split} data have no answer, first {place}: taken as "
+            "SQuAD 2.0, as with --version_2_with_negative")
+    return wanted or kept or any(counts.values())
+
+
+# ---------------------------------------------------------------- windows
+
+
+def special_frame(tokenizer):
+    """Ids around a question and a context: lists of those before, between and after, as [CLS], [SEP] and [SEP]."""
+    pair = tokenizer("a", "b")
+    ids, parts = pair["input_ids"], pair.sequence_ids()
+    question, context = [n for n, part in enumerate(parts) if part == 0], [n for n, part in enumerate(parts) if part]
+    return ids[: question[0]], ids[question[-1] + 1 : context[0]], ids[context[-1] + 1 :]
+
+
+def trim_offsets(text, offsets):
+    """Find the characters of tokens, whole and without white space: int32 arrays (tokens,) of the first and of the end.
+
+    Some vocabularies count the blank before a word to its first token, or have tokens of white space alone, which
+    become empty, where they end. Some lose accents and vowel signs, which belong to the character before them.
+
+    Args:
+        text: that was tokenized. offsets: (start, end) of each token, in characters.
+    """
+    offsets = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    solid = np.array([not character.isspace() for character in text], dtype=bool)
+    mark = np.array([unicodedata.category(character)[0] == "M" for character in text], dtype=bool)
+    solid, bounds = (np.concatenate([[-1], np.flatnonzero(part), [len(text)]]) for part in (solid, ~mark))
+    starts = solid[np.searchsorted(solid, offsets[:, 0])]
+    ends = solid[np.searchsorted(solid, offsets[:, 1]) - 1] + 1
+    empty, ends = ends <= starts, bounds[np.searchsorted(bounds, ends)]  # the next that is no mark
+    return tuple(np.where(empty, offsets[:, 1], found).astype(np.int32) for found in (starts, ends))
+
+
+def find_tokens(starts, ends, start, end):
+    """Find the tokens that hold the characters from start to end: (first, last), first > last where there are none.
+
+    starts, ends: of the tokens, as trim_offsets returns them.
+    """
+    return int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(starts, end)) - 1
+
+
+def align(batch, numbers, tokenizer, frame, max_seq_length, doc_stride):
+    """Make windows of questions, for `Dataset.map`.
+
+    Args:
+        batch: lists of `question`, `context` and `span`: first character and end of the answer, [] where there is none,
+            None where it is not known. numbers: that of each question. frame: as special_frame returns.
+
+    Returns:
+        dict of lists, an entry for each window: input_ids; begin, the position of the first token of the context;
+        starts and ends, characters of the context's tokens; answer, positions of its first and last token, of [CLS]
+        where it is not whole in this window, or -100 where it is not known; span, the characters of the tokens that
+        hold the answer, [] where none do; question, its number.
+    """
+    rows = {name: [] for name in ("input_ids", "begin", "starts", "ends", "answer", "span", "question")}
+    texts = list(dict.fromkeys(batch["context"]))
+    tokenized = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    contexts = {text: (np.array(ids, dtype=np.int32), *trim_offsets(text, offsets)) for text, ids, offsets in
+                zip(texts, tokenized["input_ids"], tokenized["offset_mapping"], strict=True)}
+    questions = tokenizer([text.strip() for text in batch["question"]], add_special_tokens=False, verbose=False)
+    for number, question, text, span in zip(numbers, questions["input_ids"], batch["context"], batch["span"],
+                                            strict=True):
+        ids, starts, ends = contexts[text]
+        prefix = np.array([*frame[0], *question, *frame[1]], dtype=np.int32)
+        room = max_seq_length - len(prefix) - len(frame[2])
+        first, last = find_tokens(starts, ends, *span) if span else (0, -1)
+        held = [starts[first], ends[last]] if first <= last else []
+        at = 0
+        while at == 0 or at + doc_stride < len(ids):  # what is left is more than the window before has
+            here, behind = slice(at, at + room), min(at + room, len(ids))
+            position = [len(prefix) - at + n for n in (first, last)] if at <= first <= last < behind else [0, 0]
+            rows["input_ids"].append(np.concatenate([prefix, ids[here], np.array(frame[2], dtype=np.int32)]))
+            rows["begin"].append(len(prefix))
+            rows["starts"].append(starts[here])
+            rows["ends"].append(ends[here])
+            rows["answer"].append([-100, -100] if span is None else position)
+            rows["span"].append(held)
+            rows["question"].append(number)
+            at += room - doc_stride
+    return rows
+
+
+def answer_span(row):
+    """Characters of a question's first reference answer, without white space around it; [] or None where none is."""
+    if not row["answers"]:
+        return row["answers"]
+    text, start = row["answers"][0]
+    start += len(text) - len(text.lstrip())
+    return [start, start + len(text.strip())]
+
+
+def make_windows(rows, tokenizer, max_seq_length, doc_stride, num_proc=None, overwrite=False):
+    """Make the windows of questions, or find them in the cache, by content: a Dataset with the columns of align."""
+    settings = {"frame": special_frame(tokenizer), "max_seq_length": max_seq_length, "doc_stride": doc_stride}
+    digest, context = hashlib.sha256(f"1 {settings} {tokenizer.backend_tokenizer.to_str()}".encode()), None
+    columns = {name: [row[name] for row in rows] for name in ("question", "context")}
+    columns["span"] = [answer_span(row) for row in rows]
+    for question, text, span in zip(*columns.values(), strict=True):
+        digest.update(json.dumps([question, span, None if text is context else text]).encode())
+        context = text  # those of a paragraph stand together
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
+    cache.mkdir(parents=True, exist_ok=True)
+    made = cache / f"windows-{digest.hexdigest()[:32]}.arrow"
+    if made.exists() and not overwrite:
+        return datasets.Dataset.from_file(str(made))
+    kinds = datasets.Features({name: datasets.Value("large_string") for name in ("question", "context")}
+                              | {"span": datasets.List(datasets.Value("int32"))})
+    numbers = datasets.List(datasets.Value("int32"))
+    at_once = max(1, min(1000, int(2e6 * len(rows) / sum(map(len, columns["context"])))))  # about 2 MB of text
+    return datasets.Dataset.from_dict(columns, kinds).map(
+        align, batched=True, batch_size=at_once, with_indices=True, remove_columns=list(columns), num_proc=num_proc,
+        fn_kwargs={"tokenizer": tokenizer, **settings}, desc="Tokenizing", new_fingerprint=made.stem[-32:],
+        cache_file_name=str(made), load_from_cache_file=not overwrite,
+        features=datasets.Features({"input_ids": numbers, "begin": datasets.Value("int32"), "starts": numbers,
+                                    "ends": numbers, "answer": numbers, "span": numbers,
+                                    "question": datasets.Value("int64")}))
+
+
+def list_inexact(rows, windows):
+    """List the questions whose reference answer tokens cannot give back, or no window holds whole: dicts to be written.
+
+    An answer may begin or end inside a token, or be of characters that the tokenizer drops.
+    """
+    held, whole = dict(zip(windows["question"], windows["span"], strict=True)), set()
+    whole = {number for number, answer in zip(windows["question"], windows["answer"], strict=True) if answer[1] > 0}
+    found = []
+    for number, row in enumerate(rows):
+        if row["answers"]:
+            start, end = held[number] or (0, 0)
+            given, text = row["context"][start:end], row["answers"][0][0].strip()
+            if given != text or number not in whole:
+                found.append({"place": row["place"], "id": row["id"], "answer": text, "tokens_give": given,
+                              "whole_in_a_window": number in whole})
+    return found
+
+
+def lengths_of(windows):
+    """Count the tokens of each window, without Python lists of them: int64, (windows,)."""
+    return pyarrow.compute.list_value_length(windows.data["input_ids"]).to_numpy().astype(np.int64)
+
+
+class SpanCollator:
+    """Makes batches of windows, given their numbers, padded to the longest.
+
+    Args:
+        windows: Dataset as align makes them. pad_id: id of the padding. frame: as special_frame returns; a batch
+            consists of it alone where there are no windows for a process. with_types: the model tells the question from
+            the context by token types 0 and 1.
+    """
+
+    def __init__(self, windows, pad_id, frame, with_types):
+        self.windows, self.pad_id, self.with_types = windows.select_columns(["input_ids", "begin", "answer"]), pad_id, (
+            with_types)
+        self.nothing = {"input_ids": [[*frame[0], *frame[1], *frame[2]]], "begin": [len(frame[0]) + len(frame[1])],
+                        "answer": [[-100, -100]]}
+
+    def __call__(self, numbers):
+        """Make a batch of the windows of these numbers: as of batch, and labels, positions of start and end (batch, 2).
+
+        Without numbers, as the last global batch can leave a process, it is one row in which nothing is predicted.
+        """
+        rows = self.windows[numbers] if numbers else self.nothing
+        return self.batch(rows) | {"labels": torch.tensor(rows["answer"])}
+
+    def batch(self, rows):
+        """Make what the model takes of rows of windows: input_ids, attention_mask, token_type_ids, (batch, seq)."""
+        ids = [np.array(row, dtype=np.int64) for row in rows["input_ids"]]
+        batch = {"input_ids": pad(ids, self.pad_id), "attention_mask": pad([np.ones_like(row) for row in ids], 0)}
+        if self.with_types:
+            types = [np.arange(len(row)) >= begin for row, begin in zip(ids, rows["begin"], strict=True)]
+            batch["token_type_ids"] = pad(types, 0)
+        return batch
+
+
+# ---------------------------------------------------------------- answers
+
+
+def hide_padding(_model, _args, inputs, outputs):
+    """Take padding out of what a model may choose (a forward hook), or the loss of a window depended on its batch."""
+    for name in ("start_logits", "end_logits"):
+        outputs[name] = outputs[name].float().masked_fill(inputs["attention_mask"] == 0, -torch.inf)  # (batch, seq)
+    return outputs
+
+
+def span_nll(logits, targets, smoothing=0.0):
+    """Sum the negative log-likelihood of positions, in nats.
+
+    Args:
+        logits: (batch, seq), -inf for padding. targets: (batch,), -100 where nothing is predicted.
+        smoothing: share of the probability that is spread over all tokens.
+    """
+    scores = logits.log_softmax(dim=-1)
+    nll = -scores.gather(1, targets.clamp(min=0)[:, None])[:, 0]  # (batch,)
+    if smoothing:
+        is_token = scores > -torch.inf
+        spread = -scores.masked_fill(~is_token, 0.0).sum(dim=-1) / is_token.sum(dim=-1)
+        nll = (1 - smoothing) * nll + smoothing * spread
+    return nll.masked_fill(targets < 0, 0.0).sum()
+
+
+@torch.no_grad()
+def score_windows(model, windows, numbers, collator, batch_size, device):
+    """Score the tokens of windows: yields, batch by batch, (their numbers, rows, logits of starts, logits of ends).
+
+    Logits are float32 (batch, seq), on the device.
+
+    Args:
+        model: not wrapped. windows: Dataset as align makes it. numbers: int array of those to score, in this order.
+    """
+    model.eval()
+    for at in range(0, len(numbers), batch_size):
+        rows = windows[numbers[at : at + batch_size]]
+        outputs = model(**send_to_device(collator.batch(rows), device))
+        yield numbers[at : at + batch_size], rows, outputs.start_logits, outputs.end_logits
+
+
+def allowed_tokens(rows, width):
+    """Tell which tokens may begin or end an answer, those of the context that are not empty: bool (batch, width)."""
+    allowed = np.zeros((len(rows["begin"]), width), dtype=bool)
+    for row, begin, starts, ends in zip(allowed, rows["begin"], rows["starts"], rows["ends"], strict=True):
+        row[begin : begin + len(starts)] = np.array(starts) < np.array(ends)
+    return allowed
+
+
+def keep_best(logits, allowed, count):
+    """Find the best tokens of each window: (logits float32, positions int32), (batch, count), the best first.
+
+    Of equal ones, those that stand first. Where fewer are allowed, logits are -inf. Only this leaves the device.
+    """
+    values, places = logits.masked_fill(~allowed, -torch.inf).sort(dim=-1, descending=True, stable=True)
+    fill = max(0, count - values.shape[1])
+    values, places = F.pad(values[:, :count], (0, fill), value=-torch.inf), F.pad(places[:, :count], (0, fill))
+    return values.cpu().numpy(), places.cpu().numpy().astype(np.int32)
+
+
+def predict_spans(model, windows, collator, *, n_best, batch_size, device, processes):
+    """Score all windows, and keep what answers need: (dict of arrays, summed nll, number of positions it is a sum of).
+
+    Windows are shared out over the processes. What is kept of one is a few hundred bytes, however long it is.
+
+    Returns:
+        The dict has, for "start" and "end", NAME_logit (float32), NAME, positions in the window, and NAME_char, the
+        character of the context where the token starts or ends (int32), all (windows, n_best), the best first; and
+        "null", the logits of [CLS], (windows, 2). The same on all processes.
+    """
+    top = {"null": np.zeros((len(windows), 2), dtype=np.float32)}
+    for name in ("start", "end"):
+        top[f"{name}_logit"] = np.zeros((len(windows), n_best), dtype=np.float32)
+        top |= {key: np.zeros((len(windows), n_best), dtype=np.int32) for key in (name, f"{name}_char")}
+    lengths = lengths_of(windows)
+    mine = np.argsort(-lengths, kind="stable")[processes.rank :: processes.num_processes]
+    nll, counted = [], 0
+    bar = tqdm(total=len(mine), desc="Predicting", unit=" windows", leave=False, disable=processes.rank > 0 or None)
+    for numbers, rows, *logits in score_windows(model, windows, mine, collator, batch_size, device):
+        width, targets = logits[0].shape[1], torch.tensor(rows["answer"], device=device)
+        allowed = torch.from_numpy(allowed_tokens(rows, width)).to(device)
+        for n, name in enumerate(("start", "end")):
+            top["null"][numbers, n] = logits[n][:, 0].cpu().numpy()
+            values, places = keep_best(logits[n], allowed, n_best)
+            top[f"{name}_logit"][numbers], top[name][numbers] = values, places
+            places = places - np.array(rows["begin"])[:, None]  # among the tokens of the context
+            characters = pad([np.array(row, dtype=np.int64) for row in rows[f"{name}s"]], 0).numpy()
+            top[f"{name}_char"][numbers] = np.take_along_axis(
+                characters, np.clip(places, 0, characters.shape[1] - 1), axis=1)
+            nll.append(span_nll(logits[n], targets[:, n]).item())
+        counted += int((targets >= 0).sum())
+        bar.update(len(numbers))
+    bar.close()
+    loss, counted = processes.sum(math.fsum(nll), counted)
+    processes.add(*top.values())  # each window was scored on one process
+    return top, loss, counted
+
+
+def choose_spans(top, questions, n_best, max_answer_length):
+    """Find the best spans of each question over all of its windows, as search_spans does, for many windows at once.
+
+    Args:
+        top: dict of arrays as predict_spans returns. questions: number of each window's question, ascending.
+
+    Returns:
+        dict of arrays (spans,), sorted by question, and within one from the best on: question, start and end in
+        characters of its context, start_logit, end_logit, score (their sum, float64).
+    """
+    kept, wide = [], top["start"].shape[1]
+    for at in range(0, len(questions), 1000):  # (windows, starts, ends) at once would be too much
+        part = slice(at, at + 1000)
+        first, last = top["start"][part][:, :, None], top["end"][part][:, None, :]
+        score = top["start_logit"][part][:, :, None].astype(np.float64) + top["end_logit"][part][:, None, :]
+        score[(last < first) | (last - first >= max_answer_length)] = -np.inf
+        score = score.reshape(len(score), -1)
+        order = np.argsort(-score, axis=1, kind="stable")[:, :n_best]
+        window, rank = np.nonzero(np.take_along_axis(score, order, axis=1) > -np.inf)
+        pair = order[window, rank]
+        kept.append((window + at, *np.divmod(pair, wide), score[window, pair]))
+    window, i, j, score = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    found = {"question": np.asarray(questions)[window], "score": score}
+    for name, n in (("start", i), ("end", j)):
+        found |= {name: top[f"{name}_char"][window, n], f"{name}_logit": top[f"{name}_logit"][window, n]}
+    order = np.lexsort((-found["score"], found["question"]))  # stable: of equal ones those of the first window
+    found = {name: values[order] for name, values in found.items()}
+    same = np.lexsort((found["end"], found["start"], found["question"]))  # windows that overlap find the same spans
+    keys = np.stack([found[name][same] for name in ("question", "start", "end")])
+    found = take(found, np.sort(same[np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(axis=0)])[: len(same)]]))
+    rank = np.arange(len(found["question"])) - np.searchsorted(found["question"], found["question"])
+    return take(found, rank < n_best)
+
+
+def take(columns, which):
+    """Take some rows of a dict of arrays."""
+    return {name: values[which] for name, values in columns.items()}
+
+
+def search_spans(windows, n_best, max_answer_length):
+    """Find the best spans of a question, one by one: dicts of start, end, start_logit, end_logit, score and window.
+
+    In each window the n_best tokens with the highest scores to begin an answer are tried with the n_best to end it, and
+    the n_best pairs kept, of equal ones the first that were tried; then the best over all windows, each span once.
+
+    Args:
+        windows: for each a list, in the order of its context's tokens, of (logit of the start, logit of the end, first
+            character, end); a token without characters is not tried.
+    """
+    found = []
+    for window, tokens in enumerate(windows):
+        allowed = [n for n, (_, _, start, end) in enumerate(tokens) if start < end]
+        firsts = sorted(allowed, key=lambda n: -tokens[n][0])[:n_best]
+        lasts = sorted(allowed, key=lambda n: -tokens[n][1])[:n_best]
+        pairs = [{"window": window, "start": tokens[first][2], "end": tokens[last][3],
+                  "start_logit": tokens[first][0], "end_logit": tokens[last][1],
+                  "score": tokens[first][0] + tokens[last][1]}
+                 for first in firsts for last in lasts if 0 <= last - first < max_answer_length]
+        found += sorted(pairs, key=lambda pair: -pair["score"])[:n_best]
+    best = {}
+    for pair in sorted(found, key=lambda pair: -pair["score"]):
+        best.setdefault((pair["start"], pair["end"]), pair)
+    return list(best.values())[:n_best]
+
+
+def rank_answers(context, spans, null):
+    """Make a question's entry for nbest_predictions.json: list of dicts of text, probability, logits, start and end.
+
+    Args:
+        context: its text. spans: dicts as search_spans returns. null: logits of [CLS], which stand for no answer, the
+            empty text, to be ranked among them; or None where there is always an answer.
+    """
+    names = ("start_logit", "end_logit", "start", "end")
+    found = [(context[span["start"] : span["end"]], *(span[name] for name in names)) for span in spans]
+    if null is not None or not found:
+        found.append(("", *(null or (0.0, 0.0)), 0, 0))
+    found.sort(key=lambda entry: -(entry[1] + entry[2]))
+    shares = np.exp(np.array([entry[1] + entry[2] - found[0][1] - found[0][2] for entry in found]))
+    return [{"text": text, "probability": float(share), **dict(zip(names, values, strict=True))}
+            for (text, *values), share in zip(found, shares / shares.sum(), strict=True)]
+
+
+def normalize_answer(text):
+    """Write an answer as the official scripts compare it: lower case, no punctuation, no articles, single blanks."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def token_f1(prediction, reference, version_2):
+    """F1 of the words of two answers, 0 to 1. Of an empty one, SQuAD 2.0 says 1 where both are; SQuAD 1.1 says 0."""
+    predicted, expected = normalize_answer(prediction).split(), normalize_answer(reference).split()
+    if version_2 and not (predicted and expected):
+        return float(predicted == expected)
+    same = sum((Counter(predicted) & Counter(expected)).values())
+    return 2 * same / (len(predicted) + len(expected)) if same else 0.0
+
+
+class SquadScores(evaluate.Metric):
+    """Exact match and F1 by the rules of SQuAD 1.1, in percent: the best over a question's references."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=self.__doc__, citation="Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250",
+            inputs_description="predictions: texts; references: lists of texts",
+            features=datasets.Features({"predictions": datasets.Value("string"),
+                                        "references": datasets.Sequence(datasets.Value("string"))}))
+
+    def _compute(self, predictions, references):
+        """Score texts: dict of exact_match and f1."""
+        exact = [max(normalize_answer(text) == normalize_answer(answer) for answer in answers)
+                 for text, answers in zip(predictions, references, strict=True)]
+        f1 = [max(token_f1(text, answer, False) for answer in answers)
+              for text, answers in zip(predictions, references, strict=True)]
+        return {"exact_match": 100 * sum(exact) / len(exact), "f1": 100 * math.fsum(f1) / len(f1)}
+
+
+class Squad2Scores(evaluate.Metric):
+    """Exact match and F1 by the rules of SQuAD 2.0, in percent, where questions may have no answer."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=self.__doc__, citation="Rajpurkar et al. 2018, https://arxiv.org/abs/1806.03822",
+            inputs_description="predictions: the text if there is an answer, and a score of no_answer, higher where "
+                               "there is none; references: lists of texts, empty where there is none; threshold",
+            features=datasets.Features({
+                "predictions": {"text": datasets.Value("string"), "no_answer": datasets.Value("float64")},
+                "references": datasets.Sequence(datasets.Value("string"))}))
+
+    def _compute(self, predictions, references, threshold=0.0):
+        """Score answers, none where no_answer exceeds the threshold: dict of exact, f1, total, the same of questions
+        with an answer (HasAns_) and without (NoAns_), and the best that another threshold would give (best_).
+        """
+        texts, no_answer = [row["text"] for row in predictions], np.array([row["no_answer"] for row in predictions])
+        has_answer = np.array([len(answers) > 0 for answers in references])
+        # A reference that is nothing but articles and punctuation is none; a question without any has the empty one.
+        golds = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
+        raw = {"exact": [max(normalize_answer(text) == normalize_answer(gold) for gold in answers)
+                         for text, answers in zip(texts, golds, strict=True)],
+               "f1": [max(token_f1(text, gold, True) for gold in answers)
+                      for text, answers in zip(texts, golds, strict=True)]}
+        raw = {name: np.array(scores, dtype=np.float64) for name, scores in raw.items()}
+        scores = {name: np.where(no_answer > threshold, ~has_answer, values) for name, values in raw.items()}
+        found = {}
+        for prefix, which in (("", np.ones_like(has_answer)), ("HasAns_", has_answer), ("NoAns_", ~has_answer)):
+            if which.any():
+                found |= {prefix + name: 100 * math.fsum(values[which]) / int(which.sum())
+                          for name, values in scores.items()} | {f"{prefix}total": int(which.sum())}
+        for name, values in raw.items():
+            found |= dict(zip((f"best_{name}", f"best_{name}_thresh"),
+                              find_threshold(values, no_answer, has_answer), strict=True))
+        return found
+
+
+def find_threshold(scores, no_answer, has_answer):
+    """Find the threshold with the best mean score: (that score in percent, threshold).
+
+    Args:
+        scores: of each question's answer, 0 to 1, (questions,). no_answer: what is held against the threshold; a
+            question whose own exceeds it gets no answer. has_answer: bool, (questions,).
+
+    Returns:
+        The threshold is 0 where no answer at all is best and 0 gives none, as in the official script; else that of the
+        questions, the lowest of equally good ones.
+    """
+    order = np.argsort(no_answer, kind="stable")
+    gains = np.cumsum(np.where(has_answer, scores, scores - 1)[order])  # over no answer to any
+    is_last = np.append(np.diff(no_answer[order]) > 0, True)  # a threshold answers all that have equal values
+    totals = np.where(is_last, gains, -np.inf)
+    best, lowest = int(totals.argmax()), float(no_answer[order[0]])
+    if totals[best] <= 0:
+        return 100 * float((~has_answer).mean()), 0.0 if lowest > 0 else float(np.nextafter(lowest, -np.inf))
+    return 100 * float((~has_answer).sum() + totals[best]) / len(scores), float(no_answer[order[best]])
+
+
+class Answerer:
+    """Answers the questions of a split with a model, and scores it where they have references.
+
+    Args:
+        rows, windows: of the split. version_2: questions may have no answer. threshold: how much better than an answer
+            none may be. n_best, max_answer_length: as for choose_spans. how: what else predict_spans takes.
+
+    Attributes:
+        ranked: function that makes the entry of a question's number for nbest_predictions.json, as of the last call.
+        texts: the answers, empty where there is none; odds: how much better none is, (questions,); as of the last call.
+    """
+
+    def __init__(self, rows, windows, version_2, threshold, n_best, max_answer_length, **how):
+        self.rows, self.windows, self.version_2, self.threshold = rows, windows, version_2, threshold
+        self.n_best, self.max_answer_length, self.how = n_best, max_answer_length, how
+        self.questions, self.ranked, self.texts, self.odds = np.array(windows["question"]), None, None, None
+
+    def __call__(self, model, prefix="eval"):
+        """Answer the questions: dict of scores with a prefix, empty where there are no references to score by."""
+        top, loss, counted = predict_spans(model, self.windows, n_best=self.n_best, **self.how)
+        spans = choose_spans(top, self.questions, self.n_best, self.max_answer_length)
+        starts = np.searchsorted(spans["question"], np.arange(len(self.rows) + 1))
+        # No answer is as likely as in the window that has least to say for it: in all others [CLS] is right anyway.
+        sums = top["null"].astype(np.float64).sum(axis=1)
+        order = np.lexsort((sums, self.questions))
+        null = top["null"][order[np.searchsorted(self.questions[order], np.arange(len(self.rows)))]].tolist()
+
+        def ranked(number):
+            part = slice(starts[number], starts[number + 1])
+            values = {name: spans[name][part].tolist() for name in spans if name != "question"}
+            listed = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+            context = self.rows[number]["context"]
+            return rank_answers(context, listed, null[number] if self.version_2 else None)
+
+        found = starts[:-1] < starts[1:]
+        first = np.minimum(starts[:-1], max(len(spans["question"]) - 1, 0))
+        texts = [row["context"][spans["start"][at] : spans["end"][at]] if there else ""
+                 for row, at, there in zip(self.rows, first, found, strict=True)]
+        self.odds = np.array([sum(pair) - spans["score"][at] if there else 0.0
+                              for pair, at, there in zip(null, first, found, strict=True)])
+        self.ranked = ranked
+        self.texts = ["" if self.version_2 and odds > self.threshold else text
+                      for text, odds in zip(texts, self.odds, strict=True)]
+        references = [row["answers"] and [text for text, _ in row["answers"]] for row in self.rows]
+        if any(answers is None for answers in references):
+            return {}
+        if self.version_2:
+            scores = Squad2Scores(keep_in_memory=True).compute(
+                predictions=[{"text": text, "no_answer": odds} for text, odds in zip(texts, self.odds, strict=True)],
+                references=references, threshold=self.threshold)
+        else:
+            scores = SquadScores(keep_in_memory=True).compute(predictions=texts, references=references)
+        return {f"{prefix}_{name}": score for name, score in {"loss": loss / max(counted, 1), **scores}.items()}
+
+
+def write_predictions(output_dir, answerer):
+    """Write predictions.json, nbest_predictions.json and, where questions may have no answer, null_odds.json."""
+    ids = [row["id"] for row in answerer.rows]
+    files = {"predictions": dict(zip(ids, answerer.texts, strict=True)),
+             "nbest_predictions": {name: answerer.ranked(n) for n, name in enumerate(ids)}}
+    Path(output_dir, "null_odds.json").unlink(missing_ok=True)  # that of an earlier run
+    if answerer.version_2:
+        files["null_odds"] = dict(zip(ids, answerer.odds.tolist(), strict=True))
+    for name, content in files.items():
+        text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
+        Path(output_dir, f"{name}.json").write_text(text, encoding="utf-8", newline="\n")
+
+
+# ---------------------------------------------------------------- ask
+
+
+def ask(model, row, windows, collator, *, version_2, threshold, n_best, max_answer_length, batch_size, device):
+    """Answer one question: (text, entry as of rank_answers, odds of no answer or None, scores of the best window).
+
+    The last is a list of (text of the token, logit of the start, logit of the end), the tokens of the context in the
+    window that holds the best span.
+    """
+    scored, null = [], None
+    for _, rows, starts, ends in score_windows(model, windows, np.arange(len(windows)), collator, batch_size, device):
+        for n, begin in enumerate(rows["begin"]):
+            logits = [part[n, begin : begin + len(rows["starts"][n])].tolist() for part in (starts, ends)]
+            scored.append(list(zip(*logits, rows["starts"][n], rows["ends"][n], strict=True)))
+            pair = [starts[n, 0].item(), ends[n, 0].item()]
+            null = pair if null is None or sum(pair) < sum(null) else null
+    spans = search_spans(scored, n_best, max_answer_length)
+    ranked = rank_answers(row["context"], spans, null if version_2 else None)
+    best = spans[0] if spans else {"start": 0, "end": 0, "score": sum(null)}
+    odds = sum(null) - best["score"] if version_2 else None
+    text = "" if version_2 and odds > threshold else row["context"][best["start"] : best["end"]]
+    shown = scored[best["window"]] if spans else scored[0]
+    return text, ranked, odds, [(row["context"][first:last], start, end) for start, end, first, last in shown]
+
+
+def draw_scores(path, tokens, title, per_row=40):
+    """Draw the scores of tokens to begin and to end the answer, so many a row: uint8 array (height, width, 3).
+
+    Args:
+        path: where to. tokens: list of (text, logit of the start, logit of the end). title: stands above.
+    """
+    rows = [tokens[at : at + per_row] for at in range(0, len(tokens), per_row)] or [[("", 0.0, 0.0)]]
+    values = [value for _, *pair in tokens for value in pair] or [0.0]
+    figure = Figure(figsize=(14, 0.8 + 2.1 * len(rows)), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    figure.suptitle(title, wrap=True, parse_math=False)  # a $ is a dollar
+    for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
+        for shift, part, color, name in ((-0.2, 1, "#1f6feb", "start"), (0.2, 2, "#e8590c", "end")):
+            axes.bar(np.arange(len(row)) + shift, [token[part] - min(values) for token in row], width=0.4, color=color,
+                     bottom=min(values), label=name)
+        axes.set_xticks(range(len(row)), [token[0] for token in row], rotation=90, fontsize=9, parse_math=False)
+        axes.set_xlim(-0.6, per_row - 0.4)
+        axes.set_ylim(min(values), max(values) + 0.05 * (max(values) - min(values)) + 1e-6)
+        axes.set_ylabel("score")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(loc="upper right", ncols=2, frameon=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def send_picture(trackers, name, picture):
+    """Send a picture, a uint8 array (height, width, 3), to the trackers."""
+    for tracker in trackers:
+        if tracker.name == "tensorboard":
+            tracker.tracker.add_image(name, picture, dataformats="HWC")
+        else:
+            kind = importlib.import_module(tracker.name).Image  # of wandb, or of trackio
+            tracker.log({name: kind(picture)})
+
+
+def show_answer(question, text, ranked, odds, threshold, note, say):
+    """Print the answer to a question, the next best, and why there is none."""
+    say(f"\n{question}")
+    shown = [*[entry for entry in ranked if entry["text"] == text][:1],
+             *[entry for entry in ranked if entry["text"] != text][:3]]
+    for n, entry in enumerate(shown):
+        found = f"characters {entry['start']} to {entry['end']}" if entry["text"] else "no answer"
+        say(f"  {'Answer' if not n else 'Next best':<11} {entry['probability']:.3f}   "
+            f"{' '.join(entry['text'].split()) or '(none)'}   {found}")
+    if odds is not None:
+        say(f"  No answer   scores {odds:+.3f} against the best one, and is given above {threshold:+.3f}")
+    if "random" in note:
+        say(f"  Careful: {note}; train it first, or this says nothing")
+
+
+# ---------------------------------------------------------------- train
+
+
+def span_loss(outputs, labels, num_items_in_batch, smoothing=0.0):
+    """Mean of the cross entropies of start and end, in nats: this pass's sum, over the number in the whole update.
+
+    Args:
+        outputs: of the model, with start_logits and end_logits (batch, seq). labels: positions of start and end,
+            (batch, 2), -100 where nothing is predicted.
+        num_items_in_batch: number of labels, two a window, of the whole update, over all passes and processes.
+    """
+    total = sum(span_nll(outputs[f"{name}_logits"], labels[:, n], smoothing)
+                for n, name in enumerate(("start", "end")))
+    return total / num_items_in_batch.clamp(min=1)
+
+
+def made_with(args, data, model_type, version_2, num_processes):
+    """What a checkpoint is made with, and a resume may not change: dict of name to value."""
+    made = {}
+    for split in ("train", "validation"):
+        digest = hashlib.sha256()
+        for row in data.get(split, ([], ""))[0]:
+            digest.update(json.dumps([row[name] for name in ("id", "question", "context", "answers")]).encode())
+        made[split] = digest.hexdigest()
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
+    made |= {"task": "qa", "kind of model": model_type, "SQuAD 2.0": version_2, "global batch": batch}
+    return made | {f"--{name}": getattr(args, name) for name in (
+        "seed", "learning_rate", "weight_decay", "config_overrides", "max_seq_length", "doc_stride", "n_best_size",
+        "max_answer_length", "null_score_diff_threshold", "metric_for_best_model", "label_smoothing_factor")}
+
+
+def shown_settings(args):
+    """Settings for the model card and the trackers: those of this script, and what else was changed."""
+    names = {field.name for kind in (ModelArguments, DataArguments) for field in dataclasses.fields(kind)}
+    names |= {*QaArguments.__annotations__, "learning_rate", "num_train_epochs", "max_steps", "weight_decay", "seed",
+              "warmup_steps", "lr_scheduler_type", "gradient_accumulation_steps", "max_grad_norm", "config"}
+    changed = {field.name for field in dataclasses.fields(TrainingArguments) if field.init
+               and getattr(args, field.name) != field.default and not callable(field.default_factory)}
+    return {name: value for name, value in vars(args).items() if name in names | changed}
+
+
+def make_training_arguments(args, on_cpu, precision, has_scores):
+    """Make the TrainingArguments of the run. InputError for what they refuse, in their words."""
+    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(QaArguments) if field.init}
+    fields |= {"bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": on_cpu, "disable_tqdm": True,
+               "log_level": "error", "log_level_replica": "error", "gradient_checkpointing": None,
+               "report_to": "none", "push_to_hub": False, "resume_from_checkpoint": None,  # these are ours
+               "activation_checkpointing": args.activation_checkpointing or args.gradient_checkpointing,
+               "load_best_model_at_end": args.load_best_model_at_end and has_scores,
+               "eval_strategy": args.eval_strategy if has_scores else "no", "do_eval": has_scores}
+    try:
+        training = QaArguments(**fields)
+    except (ValueError, ImportError, TypeError) as error:
+        raise InputError(f"{' '.join(str(error).split())}; see --help") from None
+    training._n_gpu = min(training.n_gpu, 1)  # several GPUs are for several processes, not for DataParallel
+    return training
+
+
+def load_answerer(args, checkpoint, config, vocab_size):
+    """Load --model to answer questions, or a checkpoint: (model, note), which says what of it starts at random."""
+    load = partial(load_model, AutoModelForQuestionAnswering, vocab_size=vocab_size, head="question answering head",
+                   revision=args.model_revision, trust_remote_code=args.trust_remote_code)
+    if checkpoint:
+        model, note = load(str(checkpoint), None, False)
+    else:
+        config, new_head = copy.deepcopy(config), config.num_labels != 2  # one for something else
+        config.num_labels = 2
+        model, note = load(args.model, config, args.from_scratch, new_head=new_head)
+    model.register_forward_hook(hide_padding, with_kwargs=True)
+    return model, note
+
+
+def fit(args, training, processes, tokenizer, config, windows, score, state, checkpoint, say):
+    """Train on windows: (trainer, results, note), which says what of the model started at random."""
+    set_seed(args.seed)
+    model, note = load_answerer(args, checkpoint, config, len(tokenizer))
+    note = state.setdefault("note", note)  # of the model that the run began with
+    say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
+    if training.activation_checkpointing:
+        checkpoint_gradients(model)
+    sampler = SimilarLengthSampler(lengths_of(windows), args.per_device_train_batch_size,
+                                   args.gradient_accumulation_steps, processes.num_processes, processes.rank, args.seed)
+    max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
+    say(f"Updates     {max_steps:,}, {sampler.updates_in(0):,} an epoch, with {sampler.global_batch} windows each "
+        f"(processes {processes.num_processes} x batch {sampler.batch_size} x accumulation "
+        f"{sampler.accumulation_steps}); {sampler.padding():.1%} of the tokens are padding")
+    training = copy.copy(training)
+    training.eval_on_start = score is not None and checkpoint is None
+    if processes.rank == 0:
+        clear_output(args.output_dir, state["step"], args.overwrite_output_dir)
+    patience = args.early_stopping_patience
+    trainer = ExactTrainer(
+        model=model, args=training, settings=vars(args), processes=processes, sampler=sampler,
+        compute_loss_func=partial(span_loss, smoothing=args.label_smoothing_factor),
+        collator=make_collator(windows, tokenizer, config), score=score, run_state=state, stop_signal=StopSignal(),
+        tokenizer=tokenizer,
+        callbacks=[EarlyStoppingCallback(patience)] if patience else None)
+    start_trackers(trainer.accelerator, "qa", shown_settings(args), state)
+    return trainer, run_trainer(trainer, checkpoint), note
+
+
+def make_collator(windows, tokenizer, config):
+    """Make the SpanCollator of windows, with token types for a model that has more than one."""
+    return SpanCollator(windows, tokenizer.pad_token_id, special_frame(tokenizer),
+                        (getattr(config, "type_vocab_size", None) or 0) > 1)
+
+
+def train_or_load(args, training, processes, tokenizer, config, windows, score, state, checkpoint, say):
+    """Train, or only load: (accelerator, model, results, note)."""
+    if args.do_train:
+        trainer, results, note = fit(args, training, processes, tokenizer, config, windows, score, state, checkpoint,
+                                     say)
+        if trainer.stopped:
+            end_stopped_run(trainer.accelerator, trainer.stop_signal.number or signal.SIGTERM,
+                            trainer.state.global_step, say)
+        if score and trainer.scored_at != trainer.kept_step():
+            score(trainer.model)  # for the predictions, of the model that is kept
+        return trainer.accelerator, trainer.model, results, note
+    set_seed(args.seed)
+    model, note = load_answerer(args, None, config, len(tokenizer))
+    say(f"Model       {args.model}, {model.num_parameters():,} weights; {note}")
+    accelerator = Accelerator(
+        cpu=training.use_cpu, mixed_precision=training.mixed_precision, log_with=args.report_to or None,
+        project_config=ProjectConfiguration(args.output_dir, logging_dir=f"{args.output_dir}/runs"))
+    start_trackers(accelerator, "qa", shown_settings(args), state)
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    return accelerator, model, score(model) if args.do_eval and score else {}, note
+
+
+# ---------------------------------------------------------------- main
+
+
+def check_run(args, data, version_2, tokenizer):
+    """Find what cannot work once the data are known. InputError for it."""
+    if not tokenizer.is_fast:
+        raise InputError(f"--model {args.model}: its tokenizer does not tell where in the text a token stands. "
+                         "Expected a fast one, from a tokenizer.json; give one with --tokenizer_name.")
+    if data is None:
+        return
+    if args.early_stopping_patience and "validation" not in data:
+        raise InputError("--early_stopping_patience needs scores: give --validation_file")
+    names = ["f1", "exact", "loss", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact", "best_f1", "best_exact"]
+    names = names if version_2 else ["f1", "exact_match", "loss"]
+    if str(args.metric_for_best_model).removeprefix("eval_") not in names:
+        raise InputError(f"--metric_for_best_model {args.metric_for_best_model}: expected one of {', '.join(names)} "
+                         f"for SQuAD {'2.0' if version_2 else '1.1'}")
+
+
+def describe_data(data, windows, version_2, output_dir, say):
+    """Say what the data are, and what looks wrong with them; list in a file what tokens cannot give back."""
+    inexact = []
+    for split, (rows, name) in data.items():
+        none = sum(row["answers"] == [] for row in rows)
+        texts, repeated = {row["context"] for row in rows}, len(rows) - len({(row["question"], row["context"])
+                                                                             for row in rows})
+        say(f"{split.capitalize():<11} {len(rows):,} questions" + (f", {none:,} without an answer," if none else "")
+            + f" on {len(texts):,} paragraphs, {len(windows[split]):,} windows, of {name}"
+            + (f"; {repeated:,} questions stand there more than once" if repeated else ""))
+        inexact += list_inexact(rows, windows[split]) if split in ("train", "validation") else []
+    write_list(output_dir, "inexact_answers.jsonl", inexact, "answers begin or end inside a token, or fit in no window "
+               "whole", say)
+    if data:
+        say(f"Scores      by the rules of SQuAD {'2.0' if version_2 else '1.1'}")
+
+
+def read_asked(args, tokenizer):
+    """Make the row of --question, as read_question does. InputError where it does not fit a window, or is no text."""
+    text = args.context
+    if args.context_file is not None:
+        (path,) = find_files([args.context_file], "--context_file")
+        text = "\n".join(line for _, lines in read_lines(path) for line in lines)
+    row = read_question({"id": None, "question": args.question}, text, args.context_file or "--question")
+    fault = []
+    if not drop_long_questions([row], tokenizer, args.max_seq_length, args.doc_stride, lambda _, found: fault.append(
+            found)):
+        raise fault[0]
+    return row
+
+
+def answer_question(args, accelerator, model, row, windows, collator, note, say, **how):
+    """Answer --question, print it, and draw its scores."""
+    text, ranked, odds, tokens = ask(
+        model, row, windows, collator, n_best=args.n_best_size, max_answer_length=args.max_answer_length,
+        batch_size=args.per_device_eval_batch_size, device=accelerator.device, **how)
+    show_answer(args.question, text, ranked, odds, how["threshold"], "" if args.do_train else note, say)
+    if args.plot_scores and accelerator.is_main_process:
+        picture = draw_scores(args.plot_scores, tokens, f"{args.question}  –  {' '.join(text.split()) or 'no answer'}")
+        say(f"  Scores of {len(tokens)} tokens are drawn in {args.plot_scores}")
+        send_picture(accelerator.trackers, "answer_scores", picture)
+
+
+def write_answers(args, answerer, say):
+    """Write the answers to --questions_file to answers.jsonl, a row each, with the three next best."""
+    lines = []
+    for n, (row, text) in enumerate(zip(answerer.rows, answerer.texts, strict=True)):
+        ranked = answerer.ranked(n)
+        best = next((entry for entry in ranked if entry["text"] == text), ranked[0])
+        line = {"id": row["id"], "question": row["question"], "answer": text, "score": best["probability"],
+                "start": best["start"], "end": best["end"]}
+        if answerer.version_2:
+            line |= {"no_answer_odds": float(answerer.odds[n]), "threshold": answerer.threshold}
+        line["next_best"] = [{"answer": entry["text"], "score": entry["probability"]}
+                             for entry in ranked if entry is not best][:3]
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    path = Path(args.output_dir, "answers.jsonl")
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    say(f"\n{len(lines):,} answers to {args.questions_file} are in {path}")
+
+
+def choose_threshold(args, config, version_2, kept, results):
+    """Choose the threshold of no answer for what is asked, and keep it with a model that was trained: a float.
+
+    args: --null_score_diff_threshold wins. config: of the model. kept: what a model that is only used brings along.
+    """
+    found = args.null_score_diff_threshold
+    if found is None:
+        found = (results.get("eval_best_f1_thresh") if args.do_train else kept) or 0.0
+    if args.do_train and (version_2 or getattr(config, "no_answer_threshold", None) is not None):
+        config.no_answer_threshold = found if version_2 else None
+    return found
+
+
+def answer_at_end(args, model, answerers, threshold, results, say, is_main):
+    """Answer test data and --questions_file with the model, and write what was predicted: results with new scores."""
+    for split in [split for split in ("test", "questions") if split in answerers]:
+        answerers[split].threshold = threshold
+        results = results | answerers[split](model, "predict")
+    written = answerers.get("test") or answerers.get("validation")
+    if is_main and written:
+        write_predictions(args.output_dir, written)
+    if is_main and "questions" in answerers:
+        write_answers(args, answerers["questions"], say)
+    return results
+
+
+def finish(args, model, tokenizer, data, results, note):
+    """Leave behind what the run has made: results; of a training run the model and its card, on the Hub if asked."""
+    if args.do_train:
+        save_model(args.output_dir, model, tokenizer)
+        sizes = {split: (len(rows), sum(len(text.split()) for text in {row["context"] for row in rows}), name)
+                 for split, (rows, name) in data.items()}
+        write_model_card(args.output_dir, args.model, f"trained on {data['train'][1]} to answer questions with a span "
+                         f"of a text; {note}.", "question-answering", sizes, results, shown_settings(args))
+    same_model = args.resume_from_checkpoint or Path(args.model).resolve() == Path(args.output_dir).resolve()
+    write_results(args.output_dir, results, same_model, args.do_train)
+    if args.push_to_hub:
+        upload(args.output_dir, args.hub_model_id)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    rank = int(os.environ.get("RANK", 0))
+    say = partial(print, flush=True) if rank == 0 else lambda *_: None
+    transformers.logging.set_verbosity_error()  # what it says of heads and lengths, the lines below say
+    transformers.logging.disable_progress_bar()
+    datasets.logging.set_verbosity_error()
+    if rank:
+        datasets.disable_progress_bars()
+    hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides,
+                                                  args.max_seq_length, **hub)
+    check_run(args, None, None, tokenizer)
+    asked = read_asked(args, tokenizer) if args.question is not None else None
+    todo, data = args.do_train or args.do_eval or args.do_predict is not False, {}
+    checkpoint, state = None, {"step": 0, "run_id": os.urandom(8).hex()}
+    if todo or args.questions_file:
+        checkpoint, state = open_output(args.output_dir, args.do_train, args.resume_from_checkpoint,
+                                        args.overwrite_output_dir, say)
+        data = prepare_rows(args, tokenizer, say)
+    kept = None if args.do_train else getattr(config, "no_answer_threshold", None)
+    version_2 = find_version(data, args.version_2_with_negative, kept is not None, say)
+    check_run(args, data, version_2, tokenizer)
+    on_cpu, precision, threads = choose_device(args.mixed_precision, args.cpu_threads)
+    training = make_training_arguments(args, on_cpu, precision, args.do_train and "validation" in data)
+    processes = join_processes(training.world_size, training.process_index, training.local_process_index)
+    if args.do_train:
+        check_resume(made_with(args, data, config.model_type, version_2, processes.num_processes), processes, state,
+                     checkpoint, args.output_dir)
+    if args.push_to_hub and args.do_train:
+        args.hub_model_id = claim_repository(args.hub_model_id, args.output_dir) if rank == 0 else None
+
+    def cut(rows):
+        return processes.main_first(partial(
+            make_windows, rows, tokenizer, args.max_seq_length, args.doc_stride, args.preprocessing_num_workers,
+            args.overwrite_cache and processes.rank == 0))
+
+    windows = {split: cut(rows) for split, (rows, _) in data.items()} | ({"asked": cut([asked])} if asked else {})
+    describe_data(data, windows, version_2, args.output_dir, say)
+    def make_answerer(rows, windows):
+        return Answerer(rows, windows, version_2, args.null_score_diff_threshold or 0.0, args.n_best_size,
+                        args.max_answer_length, collator=make_collator(windows, tokenizer, config),
+                        batch_size=args.per_device_eval_batch_size, device=training.device, processes=processes)
+
+    answerers = {split: make_answerer(rows, windows[split]) for split, (rows, _) in data.items() if split != "train"}
+    say(f"Running on  {training.device.type}, {processes.num_processes} process"
+        f"{'es' * (processes.num_processes > 1)}, {threads} CPU threads each, {precision.replace('no', 'float32')}")
+    try:
+        accelerator, model, results, note = train_or_load(
+            args, training, processes, tokenizer, config, windows.get("train"), answerers.get("validation"), state,
+            checkpoint, say)
+        threshold = choose_threshold(args, model.config, version_2, kept, results)
+        results = answer_at_end(args, model, answerers, threshold, results, say, rank == 0)
+        if asked:
+            answer_question(args, accelerator, model, asked, windows["asked"],
+                            make_collator(windows["asked"], tokenizer, config), note, say, version_2=version_2,
+                            threshold=threshold)
+    except torch.OutOfMemoryError:
+        raise out_of_memory(args.per_device_train_batch_size, args.max_seq_length,
+                            args.gradient_accumulation_steps) from None
+    accelerator.log({name: value for name, value in results.items() if name.startswith(("eval_", "predict_"))},
+                    step=results.get("step", 0))
+    if rank == 0 and todo:
+        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        finish(args, model, tokenizer, data, results, note)
+    show_results(results, note, args.output_dir, say)
+    accelerator.end_training()
+
+
+# ---------------------------------------------------------------- copies of what the scripts share
+
+
+# Copied from utils.reading.InputError
+class InputError(ValueError):
+    """A mistake in what the user gave. Its message is all they are shown; the exit status is 2."""
+
+    only_here = False  # True where the other processes of the run know that this one has something to say
+
+
+# Copied from utils.reading.find_files
+def find_files(patterns, flag):
+    """Expand paths and globs to a list of files, sorted within a glob. InputError where there is none, or a folder."""
+    files = []
+    for pattern in patterns:
+        found = [pattern] if os.path.exists(pattern) else [p for p in sorted(glob.glob(pattern, recursive=True))
+                                                           if not os.path.isdir(p)]
+        if not found or os.path.isdir(pattern):
+            fault = ("this is a folder, expected a file" if found else "no file matches this pattern"
+                     if glob.has_magic(pattern) else "there is no such file")
+            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, or a glob like *.txt")
+        files += found
+    return files
+
+
+# Copied from utils.reading.read_chunks
+def read_chunks(path):
+    """Read a UTF-8 file, also .gz, in pieces of whole lines: yields (number of the first line, from 1, and the bytes).
+
+    A byte order mark is taken off. InputError names the line and the byte that is not UTF-8.
+    """
+    number = 1
+    try:
+        with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
+            while raw := file.read(1 << 22) + file.readline():
+                raw.decode("utf-8")  # only to check it
+                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                number += raw.count(b"\n")
+    except UnicodeDecodeError as error:
+        line, byte = number + raw.count(b"\n", 0, error.start), error.start - raw.rfind(b"\n", 0, error.start)
+        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
+                         f"Convert it to UTF-8, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
+
+
+# Copied from utils.reading.read_lines
+def read_lines(path):
+    """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines without end)."""
+    for number, raw in read_chunks(path):
+        yield number, [line.removesuffix("\r") for line in raw.removesuffix(b"\n").decode("utf-8").split("\n")]
+
+
+# Copied from utils.reading.read_json
+def read_json(path, on_fault=None):
+    """Read .jsonl, or .json that is a list, an object with a list under `data`, or lines: yields (place, object).
+
+    InputError names line and column of what is not JSON, or what stands there instead of an object; on_fault, if given,
+    is called with place and InputError of such a row instead.
+    """
+    rows = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    parsed = False
+    if path.lower().removesuffix(".gz").endswith(".json"):
+        rows = list(rows)
+        try:
+            value = json.loads("\n".join(line for _, line in rows))
+            value = value.get("data", [value]) if isinstance(value, dict) else value
+            value = value if isinstance(value, list) else [value]
+            rows, parsed = [(f"{path}, entry {n}", row) for n, row in enumerate(value, 1)], True
+        except (ValueError, RecursionError) as error:
+            if not str(error).startswith("Extra data"):  # otherwise it has one object a line, and is read as such
+                line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
+                raise InputError(f"{path}, line {line}, column {column}: not JSON: {getattr(error, 'msg', error)}. "
+                                 "Was the file cut off?") from None
+    for place, row in rows:
+        if not (parsed or row.strip()):
+            continue
+        try:
+            row = row if parsed else json.loads(row)
+        except (ValueError, RecursionError) as error:
+            column, fault = getattr(error, "colno", 1), getattr(error, "msg", error)
+            fault = InputError(f"{place}, column {column}: not JSON: {fault} in {row[:40]!r}. Expected one object a "
+                               "line.")
+        else:
+            if isinstance(row, dict):
+                yield place, row
+                continue
+            found = json.dumps(row, ensure_ascii=False)[:40]
+            fault = InputError(f"{place}: expected an object such as {{\"text\": …}}, found {found!r}")
+        if on_fault is None:
+            raise fault from None
+        on_fault(place, fault)
+
+
+# Copied from utils.squad.read_answers
+def read_answers(row, context, place):
+    """Read the reference answers of a question: a list of (text, start), start counted in characters of the context.
+
+    Under `answers` stands a list of objects of text and answer_start, or one object with a list of each, as in the
+    data sets of the Hub. The list is empty where the question has no answer, and None where nothing is said of any.
+
+    Raises:
+        InputError: it is none of these, or an answer does not stand in the context where it is said to.
+    """
+    found, impossible = row.get("answers"), row.get("is_impossible")
+    if found is None:
+        return [] if impossible else None
+    shown = str(found)[:60]
+    if isinstance(found, dict) and isinstance(texts := found.get("text"), list):
+        starts = found.get("answer_start")
+        found = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)] if (
+            isinstance(starts, list) and len(starts) == len(texts)) else None
+    elif isinstance(found, dict):
+        found = [found]
+    if not isinstance(found, list) or not all(
+            isinstance(answer, dict) and isinstance(answer.get("text"), str) and type(answer.get("answer_start")) is int
+            for answer in found):
+        raise InputError(f"{place}: expected answers as [{{\"text\": …, \"answer_start\": 12}}], or as {{\"text\": [], "
+                         f"\"answer_start\": []}} with as many numbers as texts, found {shown}")
+    answers = [(answer["text"], answer["answer_start"]) for answer in found]
+    if impossible and answers:
+        raise InputError(f"{place}: is_impossible is true, but there is an answer, {answers[0][0][:40]!r}. Take one of "
+                         "the two out.")
+    for text, start in answers:
+        if not text.strip():
+            raise InputError(f"{place}: an answer is empty. Expected text; a question that has no answer has the empty "
+                             "list.")
+        if not 0 <= start < len(context):
+            raise InputError(f"{place}: the answer {text[:40]!r} is said to begin at character {start}, but its "
+                             f"context has {len(context)}. Expected an answer_start from 0 to {len(context) - 1}.")
+        there = context[start : start + len(text)]
+        if there != text:
+            at = context.find(text)
+            where = f"It stands at {at}" if at >= 0 else "It does not stand anywhere in it"
+            raise InputError(f"{place}: the answer {text[:40]!r} is said to begin at character {start} of its context, "
+                             f"where {there[:40]!r} stands. {where}; correct answer_start, which counts characters, "
+                             "not bytes, or the text.")
+    return answers
+
+
+# Copied from utils.squad.read_question
+def read_question(row, context, place):
+    """Read a question: dict of place, id (str; None where it has none), question, context, and answers as read_answers.
+
+    Args:
+        row: dict of id, question and answers. context: its text.
+
+    Raises:
+        InputError: something is missing, empty or of another kind, or an answer is at fault.
+    """
+    name = row.get("id")
+    if name is not None and type(name) not in (str, int):
+        raise InputError(f"{place}: expected an id that is text or a whole number, found {str(name)[:40]!r}")
+    place += f" (id {name})" if name is not None else ""
+    for what, text in (("question", row.get("question")), ("context", context)):
+        if not isinstance(text, str):
+            found = f"found {str(text)[:40]!r}" if text is not None else f"there are {', '.join(map(str, row))}"
+            raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs question and context.")
+        if not text.strip():
+            raise InputError(f"{place}: the {what} is empty. Expected text; take the question out of the data.")
+        if re.search("[\ud800-\udfff]", text):
+            raise InputError(f"{place}: the {what} holds half a character (a lone surrogate, such as a cut-off emoji "
+                             "leaves). Expected Unicode text; take it out of the file.")
+    return {"place": place, "id": None if name is None else str(name), "question": row["question"], "context": context,
+            "answers": read_answers(row, context, place)}
+
+
+# Copied from utils.squad.list_objects
+def list_objects(owner, name, place):
+    """Take a list of objects out of one. InputError where something else stands there."""
+    found = owner.get(name)
+    if not isinstance(found, list) or not all(isinstance(part, dict) for part in found):
+        raise InputError(f"{place}: expected a list of objects under {name!r}, found "
+                         f"{json.dumps(found, ensure_ascii=False)[:40]}. SQuAD has data, paragraphs, qas.")
+    return found
+
+
+# Copied from utils.squad.list_questions
+def list_questions(entry, place):
+    """List the questions of an entry of a file, (place, row, context): those of an article, or a row that is one.
+
+    InputError where paragraphs or qas are not lists of objects.
+    """
+    if "paragraphs" not in entry:
+        return [(place, entry, entry.get("context"))]
+    found = []
+    for n, paragraph in enumerate(list_objects(entry, "paragraphs", place), 1):
+        where = f"{place}, paragraph {n}"
+        found += [(f"{where}, question {m}", row, paragraph.get("context"))
+                  for m, row in enumerate(list_objects(paragraph, "qas", where), 1)]
+    return found
+
+
+# Copied from utils.squad.read_entries
+def read_entries(entries, stem, on_fault):
+    """Read questions out of (place, entry) as list_questions takes them: yields dicts as read_question makes them.
+
+    A question without an id is named by stem and its number. on_fault is called with place and InputError of each
+    question that is at fault.
+    """
+    number = 0
+    for place, entry in entries:
+        try:
+            questions = list_questions(entry, place)
+        except InputError as fault:
+            on_fault(place, fault)
+            continue
+        for where, row, context in questions:
+            number += 1
+            try:
+                question = read_question(row, context, where)
+            except InputError as fault:
+                on_fault(where, fault)
+            else:
+                yield question | {"id": f"{stem}-{number}" if question["id"] is None else question["id"]}
+
+
+# Copied from utils.squad.read_questions
+def read_questions(path, on_fault):
+    """Read the questions of a file, with answers or without, as read_entries yields them.
+
+    The file is JSON in SQuAD's layout (data, paragraphs, qas), or has rows of id, question, context and answers, as a
+    list in .json or a row a line in .jsonl; all also as .gz.
+    """
+    return read_entries(read_json(path, on_fault), os.path.basename(path).split(".")[0], on_fault)
+
+
+# Copied from utils.arguments.ArgumentParser
+class ArgumentParser(argparse.ArgumentParser):
+    def error(self, message):  # argparse would print its usage, once for each process
+        raise InputError(f"{message}; see --help")
+
+
+# Copied from utils.arguments.HelpFormatter
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):  # says what the default is, where there is one
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+# Copied from utils.arguments.parse_with_config
+def parse_with_config(parser, argv=None):
+    """Parse a command line, and before it the flags of the YAML file that --config names.
+
+    Args:
+        parser: an ArgumentParser with a flag --config.
+        argv: arguments; None takes those of the process.
+
+    Raises:
+        InputError: an argument that the parser does not know, with one like it, or a fault in the file.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
+    only_config.add_argument("--config")
+    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
+    config = only_config.parse_known_args(argv)[0].config
+    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
+        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
+    return args
+
+
+# Copied from utils.sources.load_splits
+def load_splits(dataset_name, dataset_config_name):
+    """Load a data set of the Hub, or of a folder: dict of split to Dataset. InputError where that fails."""
+    try:
+        return datasets.load_dataset(dataset_name, dataset_config_name)
+    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
+        fault = " ".join(str(error).split())[:200]
+        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
+                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
+                         "folder that holds the data set, or bring along a cache from where there is network: "
+                         f"{datasets.config.HF_DATASETS_CACHE}") from None
+
+
+# Copied from utils.sources.choose_parts
+def choose_parts(sources, percent, tasks, load_best_model_at_end):
+    """Say what each split of a run is made of: dict of split to (source, part), a part being (which, percent).
+
+    Where there are no validation data, so many percent of the training data are "drawn" for it, and training takes the
+    "rest"; else parts are "all".
+
+    Args:
+        sources: as find_sources returns. percent: --validation_split_percentage.
+        tasks: dict of "train", "validation" and "test" to whether the run does what needs it.
+
+    Raises:
+        InputError: something that the run is to do has no data.
+    """
+    parts = {split: (source, ("all", 0)) for split, source in sources.items()}
+    if "validation" not in sources and "train" in sources and percent:
+        parts["train"] = (sources["train"], ("rest", percent))
+        parts["validation"] = (sources["train"], ("drawn", percent))
+    if not tasks["train"]:
+        parts.pop("train", None)
+    if not (tasks["train"] or tasks["validation"]):
+        parts.pop("validation", None)
+    for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
+        if tasks[split] and split not in parts and not (tasks["train"] and split == "validation"):
+            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
+    if not parts:
+        raise InputError("there are no data to prepare: give --train_file, --validation_file or --dataset_name")
+    if load_best_model_at_end and "validation" not in parts:
+        raise InputError("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
+    return parts
+
+
+# Copied from utils.sources.write_json
+def write_json(path, value):
+    """Write a JSON file so that a reader, or a kill, never meets half of it."""
+    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
+    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+# Copied from utils.models.load_pretrained
+def load_pretrained(load, flag, name, **settings):
+    """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
+    try:
+        return load(name, **settings)
+    except Exception as error:  # a wrong name, no network, a damaged file, sizes that do not fit: the user's to mend
+        advice = ("Expected a folder of config.json, tokenizer.json and model.safetensors; check the path."
+                  if os.path.isdir(name) or name.startswith((".", "/", "~")) else
+                  "It is no folder, so it was looked up on the Hub: check the spelling. Without network, load it where "
+                  f"there is one (hf download {name} --local-dir DIR) and give that folder.")
+        raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
+
+
+# Copied from utils.models.load_config_and_tokenizer
+def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_length, **hub):
+    """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
+    config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
+    try:
+        if config_overrides:
+            config.update_from_string(config_overrides)
+    except (ValueError, IndexError, TypeError) as error:
+        raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,KEY=VALUE with keys "
+                         "of the model's config.json") from None
+    flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)
+    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, name, **hub)
+    for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id),
+                        ("[CLS]", edge_ids(tokenizer)[0]), ("[SEP]", edge_ids(tokenizer)[1])):
+        if token is None:
+            raise InputError(f"{flag} {name}: its tokenizer has no {kind} token. Take a model that was made for masked "
+                             "language modelling, such as bert-base-uncased.")
+    if tokenizer.is_fast:  # what a tokenizer.json says of lengths is for other uses, and would change with each use
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    longest = longest_input(config, tokenizer)
+    if max_seq_length > longest:
+        raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest}. Give that or less.")
+    return config, tokenizer
+
+
+# Copied from utils.models.edge_ids
+def edge_ids(tokenizer):
+    """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
+    return [tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
+            tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
+
+
+# Copied from utils.models.longest_input
+def longest_input(config, tokenizer):
+    """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
+    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
+    offset = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod")
+    if "roberta" in config.model_type or config.model_type in offset:  # their positions begin behind the padding id
+        longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
+    return longest
+
+
+# Copied from utils.models.load_model
+def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code, new_head=False):
+    """Load a model in float32, whatever it was stored in: (model, note), which says what of it starts at random.
+
+    Args:
+        kind: class to load it with, such as AutoModelForMaskedLM. name: Hub name or folder. config: its config or None.
+        from_scratch: random weights. vocab_size: of the tokenizer, to which smaller embeddings grow.
+        head: words for the head, as "masked-language-modelling head". new_head: the weights that the model has for it
+            are for other labels: leave it at random.
+    """
+    if from_scratch:
+        build = partial(kind.from_config, config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        model, note = load_pretrained(lambda _: build(), "--model", name), "all of it starts at random"
+    else:
+        model, info = load_pretrained(kind.from_pretrained, "--model", name, config=config, dtype=torch.float32,
+                                      output_loading_info=True, revision=revision, trust_remote_code=trust_remote_code,
+                                      ignore_mismatched_sizes=new_head)
+        missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
+        note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
+                else f"its {head} comes trained")
+    if new_head and not from_scratch:
+        parts = {name: module for name, module in model.named_modules()
+                 if isinstance(module, torch.nn.Linear) and not name.startswith(model.base_model_prefix)}
+        for part in parts.values():  # of the same shape as the weights of other labels
+            torch.nn.init.normal_(part.weight, std=getattr(config, "initializer_range", 0.02))
+            torch.nn.init.zeros_(part.bias)
+        note = f"these parts start at random, as its own are for other labels: {', '.join(parts)}"
+    size = model.get_input_embeddings().num_embeddings
+    if vocab_size > size:
+        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
+        model.resize_token_embeddings(vocab_size)
+    return model, note
+
+
+# Copied from utils.models.checkpoint_gradients
+def checkpoint_gradients(model):
+    """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+# Copied from utils.sampling.GlobalBatchSampler
+class GlobalBatchSampler(Sampler):
+    """Micro-batches of one process, such that update k sees the same examples on any number of processes.
+
+    An epoch's order is `default_rng((seed, epoch)).permutation(n)`, cut into global batches of batch_size x
+    accumulation_steps x num_processes examples; the last may be smaller, and no example stands twice. Set `epoch`
+    before each pass, and `first_update` where a resume goes on within it: nothing before it is read.
+
+    Args:
+        n: number of examples, or a function that gives it for each epoch, from 0.
+        batch_size: examples per process and pass. accumulation_steps: passes per update.
+        num_processes, rank: how many processes train together, and which this is.
+        seed: seed of the run, at least 0.
+    """
+
+    def __init__(self, n, batch_size, accumulation_steps, num_processes, rank, seed):
+        self.n, self.batch_size, self.accumulation_steps = n, batch_size, accumulation_steps
+        self.num_processes, self.rank, self.seed, self.epoch, self.first_update = num_processes, rank, seed, 0, 0
+        self.global_batch = batch_size * accumulation_steps * num_processes
+
+    def __iter__(self):
+        n, size, order = self.examples_in(self.epoch), self.global_batch, self.order()
+        for start in range(self.first_update * size, n - size + 1, size):
+            for i in range(self.accumulation_steps):
+                at = start + (i * self.num_processes + self.rank) * self.batch_size
+                yield order[at : at + self.batch_size].tolist()
+        if n % size and self.first_update <= n // size:  # the rest, split evenly; a piece may be empty
+            pieces = np.array_split(order[n - n % size :], self.accumulation_steps * self.num_processes)
+            yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
+
+    def __len__(self):
+        return self.updates_in(self.epoch) * self.accumulation_steps
+
+    def order(self):
+        """Draw the order of the examples of the epoch: int64, (examples,)."""
+        # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0 in epoch 1.
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.examples_in(self.epoch))
+
+    def examples_in(self, epoch):
+        return self.n(epoch) if callable(self.n) else self.n
+
+    def updates_in(self, epoch):
+        return -(-self.examples_in(epoch) // self.global_batch)
+
+    def updates_until(self, epochs):
+        """Count the updates of so many epochs, which may be a fraction."""
+        whole = int(epochs)
+        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0  # 0.1 x 50 is 5
+        return sum(map(self.updates_in, range(whole))) + math.ceil(rest)
+
+    def place(self, update):
+        """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
+        epoch = 0
+        while update and update >= (updates := self.updates_in(epoch)):
+            epoch, update = epoch + 1, update - updates
+        return epoch, update
+
+    def epochs_until(self, update):
+        """Count the epochs that the updates up to this one make, as a fraction."""
+        epoch, done = self.place(update)
+        return epoch + (done / self.updates_in(epoch) if done else 0)
+
+    def examples_until(self, update):
+        """Count the examples, of all processes, that the updates up to this one have seen."""
+        epoch, done = self.place(update)
+        return sum(map(self.examples_in, range(epoch))) + done * self.global_batch
+
+
+# Copied from utils.sampling.SimilarLengthSampler
+class SimilarLengthSampler(GlobalBatchSampler):
+    """A GlobalBatchSampler that puts examples of similar length into a global batch, so that little of it is padding.
+
+    The order of the epoch is cut into pools. The examples of a pool are sorted by length and cut into global batches,
+    which then come in random order. Within one, examples are sorted by length too, so those of a micro-batch are close.
+
+    Args:
+        lengths: tokens of each example, int array of shape (examples,).
+        pool: global batches that are sorted together. Fewer mix lengths more, and pad more.
+    """
+
+    def __init__(self, lengths, batch_size, accumulation_steps, num_processes, rank, seed, pool=50):
+        super().__init__(len(lengths), batch_size, accumulation_steps, num_processes, rank, seed)
+        self.lengths, self.pool = np.asarray(lengths), pool
+
+    def order(self):
+        order, size = super().order(), self.global_batch
+        whole = self.n - self.n % size  # the rest, a smaller batch, stays at the end
+        step = self.pool * size
+        pools = [order[at : min(at + step, whole)] for at in range(0, whole, step)] + [order[whole:]]
+        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in pools])
+        shuffled = np.random.default_rng((self.seed, self.epoch, 1)).permutation(whole // size)
+        return np.concatenate([order[:whole].reshape(-1, size)[shuffled].ravel(), order[whole:]])
+
+    def padding(self):
+        """Share of padding among the tokens of the epoch, from 0 to 1, on all processes."""
+        pieces, full = self.accumulation_steps * self.num_processes, self.n - self.n % self.global_batch
+        order = self.order()
+        batches = [*order[:full].reshape(-1, self.batch_size), *np.array_split(order[full:], pieces)]
+        padded = sum(int(self.lengths[batch].max()) * len(batch) for batch in batches if len(batch))
+        return 1 - int(self.lengths.sum()) / padded
+
+
+# Copied from utils.collators.pad
+def pad(rows, value):
+    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
+    padded = np.full((len(rows), max(map(len, rows))), value)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+# Copied from utils.checkpoints.write_manifest
+def write_manifest(folder):
+    """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last."""
+    files = {}
+    for path in sorted(Path(folder).iterdir()):
+        with open(path, "rb") as file:
+            files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    Path(folder, "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+
+
+# Copied from utils.checkpoints.checkpoint_fault
+def checkpoint_fault(folder):
+    """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
+    try:
+        files = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["files"]
+        files = {name: (expected["size"], expected["sha256"]) for name, expected in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json is missing or damaged ({error})"
+    for name, expected in files.items():
+        try:
+            with open(Path(folder, name), "rb") as file:
+                found = (os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            return f"{name} is missing or cannot be read ({error.strerror})"
+        if found[0] != expected[0]:
+            return f"{name} has {found[0]:,} bytes instead of {expected[0]:,}"
+        if found != expected:
+            return f"{name} is not what was written (its SHA-256 differs)"
+    return None
+
+
+# Copied from utils.checkpoints.list_checkpoints
+def list_checkpoints(output_dir):
+    """List the folders named checkpoint-N in output_dir, oldest first, whether they are whole or not."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+# Copied from utils.checkpoints.remove_folder
+def remove_folder(folder):
+    """Remove a folder, if it is there, so that a kill halfway leaves nothing under its name."""
+    aside = folder.with_name(f"tmp-old-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+# Copied from utils.checkpoints.save_checkpoint
+def save_checkpoint(output_dir, step, write, limit, keep=None):
+    """Save checkpoint-{step}: write aside, add the manifest, rename, and only then let older ones go.
+
+    Args:
+        output_dir: folder of the run.
+        step: number of updates done.
+        write: function that writes the checkpoint's files into the empty folder that it is given.
+        limit: how many checkpoints stay, at least 1.
+        keep: name of one that stays whatever its age, such as the best, and counts; None for none.
+    """
+    folder, aside = Path(output_dir, f"checkpoint-{step}"), Path(output_dir, f"tmp-checkpoint-{step}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    write_manifest(aside)
+    remove_folder(folder)  # a damaged one of this name stands in the way of the rename
+    os.replace(aside, folder)
+    old = [path for path in list_checkpoints(output_dir)  # those without a manifest are not of this kind
+           if path != folder and path.name != keep and (path / "manifest.json").exists()]
+    kept = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
+    for path in old[: max(0, len(old) - max(0, kept))]:
+        remove_folder(path)
+
+
+# Copied from utils.running.read_config
+def read_config(path, flags):
+    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
+
+    Args:
+        path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
+        flags: names of the flags that may stand there, without the dashes.
+
+    Returns:
+        list of strings to stand before the arguments that the user typed, so that those win.
+
+    Raises:
+        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
+    """
+    try:
+        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
+    arguments = []
+    for key, value in settings.items():
+        if key not in flags:
+            raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
+        if isinstance(value, dict):
+            value = ",".join(f"{name}={part}" for name, part in value.items())
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
+        if value not in ("", "null", "~"):
+            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
+    return arguments
+
+
+# Copied from utils.running.pick_precision
+def pick_precision(wanted, launcher, device_type):
+    """Choose "bf16", "fp16" or "no" (float32).
+
+    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
+    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
+    """
+    if wanted != "auto":
+        return wanted
+    if launcher in ("bf16", "fp16"):
+        return launcher
+    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
+              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+              "xpu": torch.xpu.is_bf16_supported}
+    return "bf16" if native.get(device_type, bool)() else "no"
+
+
+# Copied from utils.running.set_cpu_threads
+def set_cpu_threads(wanted, local_processes):
+    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
+
+    `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
+    torch.set_num_threads(wanted or max(1, cores // local_processes))
+    return torch.get_num_threads()
+
+
+# Copied from utils.running.keep_freed_memory
+def keep_freed_memory():
+    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
+
+    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
+    except (OSError, AttributeError, TypeError):
+        pass
+
+
+# Copied from utils.running.Processes
+class Processes:
+    """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
+
+    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
+    """
+
+    def __init__(self, num_processes, rank, local_rank):
+        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
+        if num_processes > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+
+    def sum(self, *values):
+        """Add up numbers over all processes, in float64: a list of as many floats."""
+        totals = torch.tensor(values, dtype=torch.float64)
+        if self.group is not None:
+            torch.distributed.all_reduce(totals, group=self.group)
+        return totals.tolist()
+
+    def add(self, *arrays):
+        """Add up arrays of numbers over all processes, each in its place."""
+        for numbers in arrays if self.group is not None else ():
+            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
+
+    def main_first(self, function):
+        """Call function on the first process, then on the first of each machine, then on the others.
+
+        What one has cached, the next find. Where it raises InputError, that process says why and all end.
+        """
+        result = failure = None
+        for turn in range(3):
+            if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
+                try:
+                    result = function()
+                except InputError as error:
+                    failure = error
+                    failure.only_here = True
+            failures = self.sum(failure is not None)[0]
+            if failure:
+                raise failure
+            if failures:
+                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
+                sys.exit(2)
+        return result
+
+
+# Copied from utils.running.out_of_memory
+def out_of_memory(batch_size, max_seq_length, accumulation_steps):
+    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory."""
+    return InputError(
+        f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The same result in "
+        f"half the memory: --per_device_train_batch_size {max(1, batch_size // 2)} --gradient_accumulation_steps "
+        f"{accumulation_steps * 2}; --gradient_checkpointing and a smaller --max_seq_length help too.")
+
+
+# Copied from utils.running.StopSignal
+class StopSignal:
+    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
+
+    def __enter__(self):
+        self.number, self.since = 0, 0.0
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def note(self, number, _frame):
+        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not a second one.
+        if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
+            raise KeyboardInterrupt
+        self.number, self.since = self.number or number, self.since or time.monotonic()
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+# Copied from utils.running.ignore_interrupts
+def ignore_interrupts(_worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
+
+
+# Copied from utils.running.cut_log
+def cut_log(path, step):
+    """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
+    kept = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
+        # A kill can leave the last line half written, without its end.
+        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
+        if found and int(found[1]) <= step:
+            kept.append(line)
+    Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
+    os.replace(f"{path}.tmp", path)
+
+
+# Copied from utils.running.run_main
+def run_main(main):
+    """Call main; a mistake of the user's ends it with one message on stderr and exit status 2.
+
+    Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
+    try:
+        main()
+    except (InputError, KeyboardInterrupt) as error:
+        if rank and not getattr(error, "only_here", False):
+            time.sleep(10)
+        status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
+        if isinstance(error, InputError):
+            status, message = 2, f"error: {error}"
+        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
+        if torch.distributed.is_initialized():  # to take it down while others wait in it can abort, and lose the status
+            sys.stdout.flush()
+            os._exit(status)
+        sys.exit(status)
+
+
+# Copied from utils.training.open_output
+def open_output(output_dir, training, resume, overwrite, say):
+    """Make the output folder, or refuse one in use; find the checkpoint to go on from: (folder or None, state).
+
+    Args:
+        output_dir: folder of the run. training: the run trains, and does not only evaluate.
+        resume: "latest", a folder, or None. overwrite: replace what lies there. say: called with lines for the user.
+
+    Raises:
+        InputError: the folder is in use or cannot be made, or the checkpoint is not whole.
+    """
+    output_dir, checkpoint = Path(output_dir), None
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output_dir {output_dir}: cannot be made, or is a file: {error.strerror}. Name another "
+                         "folder.") from None
+    if training and resume == "latest":
+        for folder in reversed(list_checkpoints(output_dir)):
+            fault = checkpoint_fault(folder)
+            if fault is None:
+                checkpoint = folder
+                break
+            say(f"Warning     {folder} is passed over: {fault}")
+        else:
+            say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
+    elif training and resume:
+        checkpoint = Path(resume)
+        fault = checkpoint_fault(checkpoint)
+        if fault:
+            raise InputError(f"--resume_from_checkpoint {checkpoint}: not a whole checkpoint: {fault}. Give another, "
+                             "or latest.")
+    used = [output_dir / "model.safetensors"]
+    if resume != "latest":  # which passes over damaged checkpoints, and may replace them
+        used = [*list_checkpoints(output_dir), *used]
+    goes_on = overwrite or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
+    for path in used if training and not goes_on else ():
+        if path.exists():
+            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on with that run, give "
+                             "--resume_from_checkpoint latest; to replace it, --overwrite_output_dir; or name another "
+                             "folder.")
+    if not checkpoint:
+        return None, {"step": 0, "window": None, "train": None, "latest": None, "best": None, "initial": {},
+                      "fills": {}, "run_id": os.urandom(8).hex()}
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if state["best"] and not Path(output_dir, f"checkpoint-{state['best']['step']}").exists():
+        state["best"] = None  # it lies in another folder, from which this run goes on
+    return checkpoint, state
+
+
+# Copied from utils.training.choose_device
+def choose_device(mixed_precision, cpu_threads):
+    """Choose what to run on, and set torch's threads: (whether on the CPU, precision, threads).
+
+    Raises:
+        InputError: the launcher asks for what these scripts do not support, or for fp16 on a CPU.
+    """
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise InputError(f"accelerate is set to {name}, which this script does not support: encoders of this size "
+                             "train fastest with plain data parallelism, accelerate launch --multi_gpu")
+    on_cpu = (not torch.accelerator.is_available()
+              or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"))
+    device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
+    precision = pick_precision(mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), device_type)
+    if precision == "fp16" and on_cpu:
+        raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
+    threads = set_cpu_threads(cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if on_cpu:
+        keep_freed_memory()
+    return on_cpu, precision, threads
+
+
+# Copied from utils.training.join_processes
+def join_processes(num_processes, rank, local_rank):
+    """Make the Processes of a run. InputError where the launcher started more than train together."""
+    if int(os.environ.get("WORLD_SIZE", 1)) != num_processes:
+        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
+                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
+    return Processes(num_processes, rank, local_rank)
+
+
+# Copied from utils.training.end_stopped_run
+def end_stopped_run(accelerator, number, step, say):
+    """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on. Status: 128 + number."""
+    say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, give the same "
+        "command with --resume_from_checkpoint latest")
+    accelerator.end_training()
+    sys.exit(128 + number)
+
+
+# Copied from utils.training.check_resume
+def check_resume(made_with, processes, state, checkpoint, output_dir):
+    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with.
+
+    Args:
+        made_with: dict of name to value of all that a resume would silently ignore or mix if it changed.
+    """
+    for name, value in made_with.items() if checkpoint else ():
+        if state["made_with"].get(name) != value:
+            before = state["made_with"].get(name)
+            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
+                             "settings and global batch (processes x batch size x accumulation steps) that it began "
+                             "with.")
+    state["made_with"] = made_with
+    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
+        raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
+                         "machines see; put --output_dir on a shared disk.")
+
+
+# Copied from utils.training.start_trackers
+def start_trackers(accelerator, project, settings, state):
+    """Start the trackers of --report_to; where a run is resumed, go on with its own. settings: dict of all flags."""
+    shown = {k: value if isinstance(value, int | float | str) else str(value) for k, value in settings.items()}
+    name = settings["run_name"]
+    try:
+        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown, {
+            "wandb": {"name": name, "id": state["run_id"], "resume": "allow", "dir": settings["output_dir"]},
+            "trackio": {"name": name, "resume": "allow" if state["step"] else "never"},
+            "tensorboard": {"purge_step": state["step"] + (state["step"] > 0)}})  # hides what stood there from here on
+    except Exception as error:  # no account, no network, a server that refuses
+        fault = " ".join(str(error).split())[:200]
+        raise InputError(f"--report_to {' '.join(settings['report_to'])}: cannot start: {fault}. For wandb, 'wandb "
+                         "login' or WANDB_MODE=offline.") from None
+
+
+# Copied from utils.training.claim_repository
+def claim_repository(hub_model_id, output_dir):
+    """Make the repository that the model is to be pushed to: its full name. Before the training, in case it fails."""
+    try:
+        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name, exist_ok=True).repo_id
+    except Exception as error:  # no account, no network, a name that is not allowed
+        raise InputError(f"--push_to_hub: cannot start: {' '.join(str(error).split())[:200]}. Log in with 'hf auth "
+                         "login', and give --hub_model_id NAME/MODEL.") from None
+
+
+# Copied from utils.training.clear_output
+def clear_output(output_dir, step, overwrite):
+    """Clear the output folder of what the run replaces: later checkpoints, halves, the log from this update on."""
+    output_dir = Path(output_dir)
+    replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
+    left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
+    for folder in left + (replaced if overwrite or step else []):
+        remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
+    for name in ("model.safetensors", "all_results.json") if overwrite else ():
+        (output_dir / name).unlink(missing_ok=True)
+    cut_log(output_dir / "log.jsonl", step if step else -1)
+
+
+# Copied from utils.training.score_rows
+def score_rows(results):
+    """List (name, before, after) of the scores, as text."""
+    names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
+    values = [[results.get(f"initial_{name}"), results.get(name)] for name in names]
+    return [(name, *("-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+                     for value in pair)) for name, pair in zip(names, values, strict=True)]
+
+
+# Copied from utils.training.write_model_card
+def write_model_card(output_dir, base, task, tag, data, results, settings, tables=()):
+    """Write README.md: what the model was made of, and its scores before and after.
+
+    Args:
+        base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
+        tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
+        settings: dict of all flags. tables: more lines to stand below the scores.
+    """
+    named = [] if os.path.exists(base) else [f"base_model: {base}"]
+    sizes = [f"| {split} | {examples:,} | {tokens:,} | {name} |" for split, (examples, tokens, name) in data.items()]
+    scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
+    chosen = {name: value for name, value in sorted(settings.items())
+              if not (value is None or value is False or value == [])}  # a 0 is a setting
+    lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
+             f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
+             "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
+             "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
+             "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
+             *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
+    Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+# Copied from utils.training.save_model
+def save_model(output_dir, model, tokenizer):
+    """Leave model and tokenizer in the output folder, file by file, so that a kill leaves no half of one."""
+    aside = Path(output_dir, "tmp-model")
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in aside.iterdir():
+        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
+        os.replace(path, Path(output_dir, path.name))
+    aside.rmdir()
+
+
+# Copied from utils.training.write_results
+def write_results(output_dir, results, same_model, trained):
+    """Write all_results.json, beside the scores that stand there already if they are of the same model."""
+    path = Path(output_dir, "all_results.json")
+    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
+    if not trained:  # what was scored before the training may have been other data than these
+        older = {name: value for name, value in older.items() if not name.startswith("initial_")}
+    write_json(path, older | results)
+
+
+# Copied from utils.training.upload
+def upload(output_dir, repository):
+    """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
+    try:
+        print("Uploaded to", huggingface_hub.upload_folder(
+            repo_id=repository, folder_path=output_dir, ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
+    except Exception as error:  # network, rights, quota
+        raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {output_dir}; "
+                         f"upload it with: hf upload NAME/MODEL {output_dir}") from None
+
+
+# Copied from utils.training.show_results
+def show_results(results, note, output_dir, say):
+    """Print the scores, before the training and after it, and where things are. note: what started at random."""
+    trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
+    width = max([20, *(len(name) + 2 for name, *_ in rows)])
+    for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
+        say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
+    if trained:
+        say(f"Before: {note}")
+    if results:
+        say(f"Results are in {Path(output_dir, 'all_results.json')}"
+            + (f", model and log in {output_dir}" if "step" in results else ""))
+
+
+# Copied from utils.trainer.refuse_flags
+def refuse_flags(args, parser):
+    """End the run where a flag of TrainingArguments is given that an ExactTrainer has no use for. Better than silence.
+
+    args: Namespace of all flags. parser: made them, and knows their defaults.
+    """
+    for names, reason in (
+            ("auto_find_batch_size", "another batch size gives another result; to save memory, halve "
+             "--per_device_train_batch_size and double --gradient_accumulation_steps"),
+            ("dataloader_drop_last train_sampling_strategy data_seed", "the order of examples is a function of --seed, "
+             "and none is left out"),
+            ("ignore_data_skip save_only_model", "a resumed run ends as one that was left alone"),
+            ("average_tokens_across_devices", "each label weighs the same on any number of devices"),
+            ("fsdp fsdp_config deepspeed", "encoders of this size train fastest with plain data parallelism, by "
+             "accelerate launch --multi_gpu"),
+            ("eval_accumulation_steps batch_eval_metrics prediction_loss_only eval_use_gather_object", "evaluation "
+             "keeps no more than it needs already")):
+        for name in names.split():
+            if getattr(args, name, None) != parser.get_default(name):
+                parser.error(f"--{name} is not for this script: {reason}")
+
+
+# Copied from utils.trainer.RunCallback
+class RunCallback(TrainerCallback):
+    """Around each update of an ExactTrainer: order and dropout before it, signals, the log and the bar after it."""
+
+    def __init__(self, trainer):
+        self.trainer, self.bar = trainer, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer, losses = self.trainer, self.trainer.run_state.get("losses")
+        if losses:  # since the last line of the log, and in all, when the checkpoint was saved
+            trainer._tr_loss += losses["window"]
+            trainer._total_loss_scalar, trainer._globalstep_last_logged = losses["total"], losses["last_logged"]
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" updates",
+                        disable=trainer.processes.rank > 0 or None)
+        if (state.global_step and trainer.score and args.eval_strategy == "epoch"
+                and trainer.sampler.place(state.global_step)[1] == 0
+                and not any(line["step"] == state.global_step and "eval_loss" in line for line in state.log_history)):
+            # The run ended between the last update of an epoch and what follows it.
+            trainer._determine_best_metric(trainer.evaluate(), None)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        sampler = self.trainer.sampler
+        sampler.epoch = sampler.place(state.global_step)[0]
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        # Dropout is a function of (seed, update, rank), so a checkpoint need not carry the state of any generator.
+        numbers = (args.seed, state.global_step, self.trainer.processes.rank)
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+        trainer, is_last = self.trainer, state.global_step >= state.max_steps
+        trainer.run_state["step"] = state.global_step
+        if is_last:
+            control.should_log = True
+            # The end of an epoch, which follows, evaluates by itself where each one does.
+            control.should_evaluate = trainer.score is not None and args.eval_strategy != "epoch"
+        elif trainer.processes.sum(trainer.stop_signal.number > 0)[0]:
+            trainer.stopped = control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.trainer.stopped:  # this is no end of an epoch: what is due at one is done after the resume
+            control.should_evaluate = control.should_save = False
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if state.global_step == 0:
+            self.trainer.run_state["initial"] = {f"initial_{name}": value for name, value in metrics.items()}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        trainer = self.trainer
+        values = {name: value for name, value in logs.items() if name != "epoch"}
+        if not state.is_world_process_zero or "train_runtime" in values or not trainer.is_in_train:
+            return
+        if state.global_step == 0:
+            values = {f"initial_{name}": value for name, value in values.items()}
+        line = {"step": state.global_step, "epoch": round(trainer.sampler.epochs_until(state.global_step), 4), **values}
+        with open(Path(args.output_dir, "log.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        trainer.accelerator.log(values, step=state.global_step)
+        shown = {name: value for name, value in values.items() if name not in ("learning_rate", "grad_norm")}
+        if "loss" in values:
+            self.bar.set_postfix(loss=f"{values['loss']:.3f}")
+        if "loss" not in values or self.bar.disable:  # no terminal to show a bar on
+            tqdm.write(f"Update {state.global_step:>6}  " + "  ".join(
+                f"{name} {value:.6g}" for name, value in shown.items()))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+# Copied from utils.trainer.ExactTrainer
+class ExactTrainer(Trainer):
+    """A Trainer that trains, scores and saves alike on any number of processes, and resumes where it was.
+
+    Batches come from a sampler over whole global batches; a score is computed by a function that adds up over all
+    processes; a checkpoint counts only when it is whole (see utils.checkpoints), and needs no generator's state.
+
+    Args:
+        settings: the flags, a dict. processes: as join_processes made them. sampler: a GlobalBatchSampler of numbers of
+            examples, of which the collator makes batches; both None where nothing is trained.
+        score: function that scores a model, a dict of results with eval_ in front; None where there are no such data.
+        run_state: what a checkpoint carries besides, a dict with "step". stop_signal: a StopSignal.
+        tokenizer: is saved beside the model. rest: what else a Trainer takes.
+
+    Attributes:
+        stopped: whether a signal ended the training. paused: seconds spent on scoring and saving. scored_at: the update
+            after which the model was last scored, or None.
+    """
+
+    def __init__(self, *, settings, processes, sampler, collator, score, run_state, stop_signal, tokenizer, **rest):
+        self.settings, self.processes, self.sampler, self.score = settings, processes, sampler, score
+        self.run_state, self.stop_signal, self.tokenizer = run_state, stop_signal, tokenizer
+        self.stopped, self.paused, self.scored_at = False, 0.0, None
+        super().__init__(data_collator=collator, train_dataset=range(sampler.n) if sampler else None,
+                         eval_dataset=range(1) if score else None, **rest)
+        self.add_callback(RunCallback(self))
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
+
+    def _build_accelerator_args(self, **kwargs):
+        output_dir = self.args.output_dir
+        return super()._build_accelerator_args(**kwargs) | {
+            "log_with": self.settings["report_to"] or None,
+            "project_config": ProjectConfiguration(output_dir, logging_dir=f"{output_dir}/runs")}
+
+    def get_train_dataloader(self):
+        """Make the loader of this process's batches. It is not prepared by accelerate, which would share them out."""
+        # The generator keeps iter() from drawing its seed out of the global one.
+        return DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator,
+                          num_workers=self.args.dataloader_num_workers, generator=torch.Generator(),
+                          pin_memory=self.args.device.type == "cuda", worker_init_fn=ignore_interrupts)
+
+    def evaluate(self, *args, **kwargs):
+        """Score the model, log the scores, and tell the callbacks."""
+        begun = time.perf_counter()
+        scores, self.scored_at = self.score(self.model), self.state.global_step
+        self.log(dict(scores))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        self.paused += time.perf_counter() - begun
+        return scores
+
+    def kept_step(self):
+        """The update whose model is kept at the end: the best one's where that is asked for, or the last."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return best if best and self.state.best_model_checkpoint else self.state.global_step
+
+    def _save_checkpoint(self, model, trial):
+        begun, output_dir, step = time.perf_counter(), Path(self.args.output_dir), self.state.global_step
+        best = f"checkpoint-{self.state.best_global_step}" if self.state.best_global_step else None
+        if best and (step == self.state.best_global_step or (output_dir / best).exists()):
+            self.state.best_model_checkpoint = str(output_dir / best)
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        window = self.processes.sum(self._tr_loss.item())[0] / self.processes.num_processes
+        self.run_state["losses"] = {"window": window, "total": self._total_loss_scalar,
+                                    "last_logged": self._globalstep_last_logged}
+        ends_early = self.control.should_training_stop and not self.stopped and step < self.state.max_steps
+        self.run_state["ended_by_patience"] = self.settings["early_stopping_patience"] if ends_early else None
+        if self.processes.rank == 0:
+            kept = best if self.settings["load_best_model_at_end"] else None
+            save_checkpoint(output_dir, step, self.write_checkpoint, self.args.save_total_limit or 10**9, keep=kept)
+        self.processes.sum(0)  # the others wait: none trains on if this one fails
+        self.paused += time.perf_counter() - begun
+
+    def finish(self, checkpoint):
+        """Take up the state of a run that had come to its end, and the model that it kept."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
+        self.state.best_model_checkpoint = str(best) if best.exists() else None
+        if self.args.load_best_model_at_end and best.exists():
+            self._load_best_model()
+
+    def write_checkpoint(self, folder):
+        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+        if self.accelerator.scaler:
+            torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
+        self.state.save_to_json(folder / "trainer_state.json")
+        (folder / "state.json").write_text(json.dumps(self.run_state, indent=1), encoding="utf-8")
+
+    def _load_rng_state(self, checkpoint):
+        pass  # see on_step_begin
+
+
+# Copied from utils.trainer.run_trainer
+def run_trainer(trainer, checkpoint):
+    """Train, from a checkpoint where there is one: dict of results, those of the best model where it is kept.
+
+    Empty where a signal ended the training; then trainer.stopped is True and a checkpoint saved.
+    """
+    sampler, run_state, args = trainer.sampler, trainer.run_state, trainer.args
+    before, patience = run_state["step"], trainer.settings["early_stopping_patience"]
+    max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
+    ended = checkpoint and (before >= max_steps or (patience and run_state["ended_by_patience"] == patience))
+    begun = time.perf_counter()
+    if ended:
+        trainer.finish(checkpoint)  # there is nothing left to do; train() would do one update more
+    else:
+        with trainer.stop_signal:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.stopped:
+        return {}
+    seconds, state = time.perf_counter() - begun - trainer.paused, trainer.state
+    results = {"step": state.global_step, "epoch": sampler.epochs_until(state.global_step), **run_state["initial"]}
+    seen = sampler.examples_until(state.global_step) - sampler.examples_until(before)
+    if not ended:  # otherwise it was a finished run that was resumed, and these are known already
+        results |= {"train_loss": trainer._total_loss_scalar / state.global_step, "train_runtime": seconds,
+                    "train_samples_per_second": seen / seconds}
+    scored = {entry["step"]: entry for entry in state.log_history if "eval_loss" in entry}
+    scores = scored.get(trainer.kept_step(), {})
+    names = [name.removeprefix("initial_") for name in run_state["initial"]]  # in their order
+    return results | {name: scores[name] for name in names if name in scores}
+
+
+if __name__ == "__main__":
+    run_main(main)
