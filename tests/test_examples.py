@@ -11,6 +11,8 @@ TASKS = {
     "pretraining": "run_pretraining",
     "from_scratch": "run_pretraining",
     "ner": "run_ner",
+    "qa": "run_qa",
+    "squad": "run_qa",
 }
 
 
