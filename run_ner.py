@@ -2534,7 +2534,7 @@ class ExactTrainer(Trainer):
 
     Args:
         settings: the flags, a dict. processes: as join_processes made them. sampler: a GlobalBatchSampler of numbers of
-            examples, of which the collator makes batches; both None where nothing is trained.
+            examples, of which the collator makes batches.
         score: function that scores a model, a dict of results with eval_ in front; None where there are no such data.
         run_state: what a checkpoint carries besides, a dict with "step". stop_signal: a StopSignal.
         tokenizer: is saved beside the model. rest: what else a Trainer takes.
@@ -2548,7 +2548,7 @@ class ExactTrainer(Trainer):
         self.settings, self.processes, self.sampler, self.score = settings, processes, sampler, score
         self.run_state, self.stop_signal, self.tokenizer = run_state, stop_signal, tokenizer
         self.stopped, self.paused, self.scored_at = False, 0.0, None
-        super().__init__(data_collator=collator, train_dataset=range(sampler.n) if sampler else None,
+        super().__init__(data_collator=collator, train_dataset=range(sampler.n),
                          eval_dataset=range(1) if score else None, **rest)
         self.add_callback(RunCallback(self))
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)

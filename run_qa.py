@@ -1099,6 +1099,7 @@ def fit(args, training, processes, tokenizer, config, windows, score, state, che
     model, note = load_answerer(args, checkpoint, config, len(tokenizer))
     note = state.setdefault("note", note)  # of the model that the run began with
     say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
+    quicken_dropout(model, training.use_cpu)
     if training.activation_checkpointing:
         checkpoint_gradients(model)
     sampler = SimilarLengthSampler(lengths_of(windows), args.per_device_train_batch_size,
@@ -1742,6 +1743,32 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
         note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
         model.resize_token_embeddings(vocab_size)
     return model, note
+
+
+# Copied from utils.models.QuickDropout
+class QuickDropout(torch.nn.Dropout):
+    """Dropout that takes four decisions out of each random number: on a CPU, to draw them takes a tenth of an update.
+
+    The share that is dropped is a multiple of 1/65536. On other devices it is what it is in torch.
+    """
+
+    def forward(self, inputs):
+        level = round(self.p * 65536)
+        if not self.training or inputs.device.type != "cpu" or not 0 < level < 65536:
+            return super().forward(inputs)
+        numbers = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = numbers.view(torch.int16)[: inputs.numel()].view(inputs.shape) >= level - 32768
+        return inputs * kept.to(inputs.dtype).mul_(65536 / (65536 - level))
+
+
+# Copied from utils.models.quicken_dropout
+def quicken_dropout(model, on_cpu):
+    """Have all modules of a model that drop out do so by QuickDropout, and its attention take the way that suits it."""
+    if on_cpu:  # with dropout, torch's fused attention falls back to what the plain one does, and more
+        model.set_attn_implementation("eager")
+    for module in model.modules():
+        if type(module) is torch.nn.Dropout:
+            module.__class__ = QuickDropout
 
 
 # Copied from utils.models.checkpoint_gradients
@@ -2460,7 +2487,7 @@ class ExactTrainer(Trainer):
 
     Args:
         settings: the flags, a dict. processes: as join_processes made them. sampler: a GlobalBatchSampler of numbers of
-            examples, of which the collator makes batches; both None where nothing is trained.
+            examples, of which the collator makes batches.
         score: function that scores a model, a dict of results with eval_ in front; None where there are no such data.
         run_state: what a checkpoint carries besides, a dict with "step". stop_signal: a StopSignal.
         tokenizer: is saved beside the model. rest: what else a Trainer takes.
@@ -2474,7 +2501,7 @@ class ExactTrainer(Trainer):
         self.settings, self.processes, self.sampler, self.score = settings, processes, sampler, score
         self.run_state, self.stop_signal, self.tokenizer = run_state, stop_signal, tokenizer
         self.stopped, self.paused, self.scored_at = False, 0.0, None
-        super().__init__(data_collator=collator, train_dataset=range(sampler.n) if sampler else None,
+        super().__init__(data_collator=collator, train_dataset=range(sampler.n),
                          eval_dataset=range(1) if score else None, **rest)
         self.add_callback(RunCallback(self))
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
