@@ -1,5 +1,6 @@
 """The benchmarks run to their end, and print figures that fit each other. How fast anything is, no test says."""
 
+import json
 import re
 import statistics
 import sys
@@ -12,13 +13,13 @@ from benchmarks import harness, nsp_books
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, tiny_bert):
-    """The tiny model, made long enough for blocks of 128 tokens."""
+    """The tiny model, made long enough for windows of 384 tokens."""
     from transformers import AutoTokenizer, BertConfig, BertForPreTraining
 
     folder = tmp_path_factory.mktemp("longer")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_bert, model_max_length=128)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert, model_max_length=384)
     tokenizer.save_pretrained(folder)
-    BertForPreTraining(BertConfig.from_pretrained(tiny_bert, max_position_embeddings=128)).save_pretrained(folder)
+    BertForPreTraining(BertConfig.from_pretrained(tiny_bert, max_position_embeddings=384)).save_pretrained(folder)
     return folder
 
 
@@ -83,6 +84,32 @@ def test_nsp_books_parts_the_pairs_by_book(more, model, tmp_path, prose):
     numbers = {name: int(row[0].replace(",", "")) for name, row in found.items()}
     everything = numbers.pop("all")
     assert sum(numbers.values()) == everything > 20 and min(numbers.values()) > 0
+
+
+@pytest.mark.slow
+def test_ner_compares_time_padding_and_f1(model, tmp_path):
+    short, long = "Ada\tB-PER\nslept\tO\n\n", "In\tO\nLondon\tB-LOC\n" + "it\tO\nrained\tO\n" * 9 + "\n"
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.conll").write_text((short + long) * 20, encoding="utf-8")
+    found = table("ner", "--data", tmp_path, "--model", model, "--num_train_epochs", 1)
+    padding = [float(value.rstrip("%")) for value in found["padding among the tokens"][:2]]
+    assert padding[0] < 15 < padding[1]  # of lengths that are half 4 and half 22
+    assert all(float(found[f"f1 on {part}"][n]) >= 0 for part in ("dev", "test") for n in (0, 1))
+    assert float(found["training, s"][0]) > 0 and found["training, s"][2].endswith("%")
+
+
+@pytest.mark.slow
+def test_qa_compares_speed_padding_and_searches(model, tmp_path):
+    paragraphs = [
+        {"paragraphs": [{"context": f"Ada met Babbage in London on day {n}.", "qas": [
+            {"id": n, "question": "Where?", "answers": [{"text": "London", "answer_start": 19}]}]}]}
+        for n in range(24)]  # fmt: skip
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"data": paragraphs}), encoding="utf-8")
+    found = table("qa", "--data", tmp_path, "--model", model, "--questions", 12, "--windows", 200)
+    padding = [float(value.rstrip("%")) for value in found["padding among the tokens"][:2]]
+    assert padding[0] < 10 and padding[1] > 80
+    assert float(found["questions a second"][0]) > 0 and float(found["seconds"][0]) > 0
 
 
 def test_the_chance_of_a_coin_by_hand():
