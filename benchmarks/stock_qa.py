@@ -9,6 +9,7 @@ for in Python, window by window.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from transformers import (
     default_data_collator,
 )
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # accelerate launches it as a script
 import run_qa
 
 

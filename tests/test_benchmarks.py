@@ -90,7 +90,7 @@ def test_nsp_books_parts_the_pairs_by_book(more, model, tmp_path, prose):
 def test_ner_compares_time_padding_and_f1(model, tmp_path):
     short, long = "Ada\tB-PER\nslept\tO\n\n", "In\tO\nLondon\tB-LOC\n" + "it\tO\nrained\tO\n" * 9 + "\n"
     for name in ("train", "dev", "test"):
-        (tmp_path / f"{name}.conll").write_text((short + long) * 20, encoding="utf-8")
+        (tmp_path / f"{name}.conll").write_text((short + long) * 80, encoding="utf-8")
     found = table("ner", "--data", tmp_path, "--model", model, "--num_train_epochs", 1)
     padding = [float(value.rstrip("%")) for value in found["padding among the tokens"][:2]]
     assert padding[0] < 15 < padding[1]  # of lengths that are half 4 and half 22

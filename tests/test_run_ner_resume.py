@@ -173,11 +173,11 @@ def test_a_finished_run_that_is_resumed_leaves_all_as_it_was(ner, given, undistu
 def test_killed_in_the_second_round_of_pseudo_labelling_it_ends_bit_identical(given, tmp_path):
     words = [" ".join(word for word, _ in sentence) for sentence in tagged(30, seed=7, longest=5)]
     (tmp_path / "unlabelled.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    flags = {"unlabeled_file": tmp_path / "unlabelled.txt", "pseudo_label_threshold": 0.3, "num_train_epochs": 8}
-    flags |= {"early_stopping_patience": 2, "metric_for_best_model": "loss", "learning_rate": 0.02}
+    flags = {"unlabeled_file": tmp_path / "unlabelled.txt", "pseudo_label_threshold": 0.3, "num_train_epochs": 12}
+    flags |= {"early_stopping_patience": 1, "metric_for_best_model": "loss", "learning_rate": 0.05}
     settings = {**SETTINGS, **given, **flags, "save_total_limit": 2}
     Run("run_ner.py", settings | {"output_dir": tmp_path / "undisturbed"}, tmp_path).wait().checked()
-    assert len(read_log(tmp_path / "undisturbed" / "round-0", "eval_f1")) < 8  # it stopped early
+    assert len(read_log(tmp_path / "undisturbed" / "round-0", "eval_f1")) < 12  # it stopped early
 
     out = tmp_path / "out"
     trap = partial(signal_at, signal.SIGKILL, 12, out / "round-1")
