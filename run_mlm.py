@@ -2105,7 +2105,8 @@ def write_results(output_dir, results, same_model, trained):
     """Write all_results.json, beside the scores that stand there already if they are of the same model."""
     path = Path(output_dir, "all_results.json")
     older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    if not trained:  # what was scored before the training may have been other data than these
+    # What was scored before the training may have been other data than these.
+    if not trained and any(name.startswith("eval_") for name in results):
         older = {name: value for name, value in older.items() if not name.startswith("initial_")}
     write_json(path, older | results)
 

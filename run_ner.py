@@ -948,8 +948,8 @@ def fit(args, training, processes, tokenizer, config, labels, scheme, rows, scor
         args.preprocessing_num_workers, args.overwrite_cache and processes.rank == 0))
     weights = weigh_classes(args.class_weights, labels, windows)
     model, note = load_tagger(args, checkpoint, config, labels, scheme, len(tokenizer))
-    note = state.setdefault("note", note)  # of the model that the run began with
     say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
+    note = state.setdefault("note", note)  # of the model that the run began with
     freeze(model, args.freeze_embeddings, args.freeze_layers)
     quicken_dropout(model, training.use_cpu)
     if training.activation_checkpointing:
@@ -972,7 +972,7 @@ def fit(args, training, processes, tokenizer, config, labels, scheme, rows, scor
         stop_signal=StopSignal(), tokenizer=tokenizer,
         callbacks=[EarlyStoppingCallback(patience)] if patience else None)
     start_trackers(trainer.accelerator, "ner", shown_settings(args), state)
-    return trainer, run_trainer(trainer, checkpoint), note
+    return trainer, run_trainer(trainer, checkpoint, say), note
 
 
 def keep_certain(tagger, threshold):
@@ -1026,6 +1026,8 @@ def fit_rounds(args, fit_into, make_tagger, data, say):
                          if name in row)
         say(f"{row['round']:<8}{row['pseudo_labelled']:>16,}{scores}")
     if best[0] is not trainer:
+        number = next(row["round"] for row in table if row["eval_f1"] == best[1]["eval_f1"])
+        say(f"Best        the model of round {number} is kept, by eval_f1")
         best[0].scored_at = None  # what scored it has scored later models since
     return best[0], best[1] | {"pseudo_label_rounds": table}, best[2]
 
@@ -1200,10 +1202,13 @@ def main(argv=None):
                             args.gradient_accumulation_steps) from None
     accelerator.log({name: value for name, value in results.items() if name.startswith(("eval_", "predict_"))},
                     step=results.get("step", 0))
-    if rank == 0 and todo:
+    if rank == 0 and (args.do_train or results):
         model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
         finish(args, model, tokenizer, data, results, note)
     show_results(results, note, args.output_dir, say)
+    if "test" in taggers:
+        say(f"\n{len(data['test'][0]):,} sentences are labelled in {Path(args.output_dir, 'predictions.conll')}, their "
+            "entities listed in predictions.jsonl")
     accelerator.end_training()
 
 
@@ -2403,7 +2408,8 @@ def write_results(output_dir, results, same_model, trained):
     """Write all_results.json, beside the scores that stand there already if they are of the same model."""
     path = Path(output_dir, "all_results.json")
     older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    if not trained:  # what was scored before the training may have been other data than these
+    # What was scored before the training may have been other data than these.
+    if not trained and any(name.startswith("eval_") for name in results):
         older = {name: value for name, value in older.items() if not name.startswith("initial_")}
     write_json(path, older | results)
 
@@ -2469,9 +2475,8 @@ class RunCallback(TrainerCallback):
             trainer._total_loss_scalar, trainer._globalstep_last_logged = losses["total"], losses["last_logged"]
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" updates",
                         disable=trainer.processes.rank > 0 or None)
-        if (state.global_step and trainer.score and args.eval_strategy == "epoch"
-                and trainer.sampler.place(state.global_step)[1] == 0
-                and not any(line["step"] == state.global_step and "eval_loss" in line for line in state.log_history)):
+        if (state.global_step and args.eval_strategy == "epoch" and trainer.lacks_scores()
+                and trainer.sampler.place(state.global_step)[1] == 0):
             # The run ended between the last update of an epoch and what follows it.
             trainer._determine_best_metric(trainer.evaluate(), None)
 
@@ -2511,8 +2516,11 @@ class RunCallback(TrainerCallback):
         if state.global_step == 0:
             values = {f"initial_{name}": value for name, value in values.items()}
         line = {"step": state.global_step, "epoch": round(trainer.sampler.epochs_until(state.global_step), 4), **values}
-        with open(Path(args.output_dir, "log.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path, text = Path(args.output_dir, "log.jsonl"), json.dumps(line) + "\n"
+        if "eval_loss" in values and path.exists() and text in path.read_text(encoding="utf-8"):
+            return  # a run that was killed between these scores and the next checkpoint had them already
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
         trainer.accelerator.log(values, step=state.global_step)
         shown = {name: value for name, value in values.items() if name not in ("learning_rate", "grad_norm")}
         if "loss" in values:
@@ -2575,6 +2583,11 @@ class ExactTrainer(Trainer):
         self.paused += time.perf_counter() - begun
         return scores
 
+    def lacks_scores(self):
+        """Whether the model was not scored after its last update, although there are data for it."""
+        step = self.state.global_step
+        return self.score and not any(line["step"] == step and "eval_loss" in line for line in self.state.log_history)
+
     def kept_step(self):
         """The update whose model is kept at the end: the best one's where that is asked for, or the last."""
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
@@ -2603,6 +2616,10 @@ class ExactTrainer(Trainer):
         """Take up the state of a run that had come to its end, and the model that it kept."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        if self.lacks_scores():  # it ended between its last update and what follows it
+            self.is_in_train = True  # so that they are logged
+            self._determine_best_metric(self.evaluate(), None)
+            self.is_in_train = False
         best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
         self.state.best_model_checkpoint = str(best) if best.exists() else None
         if self.args.load_best_model_at_end and best.exists():
@@ -2623,7 +2640,7 @@ class ExactTrainer(Trainer):
 
 
 # Copied from utils.trainer.run_trainer
-def run_trainer(trainer, checkpoint):
+def run_trainer(trainer, checkpoint, say):
     """Train, from a checkpoint where there is one: dict of results, those of the best model where it is kept.
 
     Empty where a signal ended the training; then trainer.stopped is True and a checkpoint saved.
@@ -2640,6 +2657,8 @@ def run_trainer(trainer, checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         return {}
+    if trainer.kept_step() != trainer.state.global_step:
+        say(f"Best        the model of update {trainer.kept_step()} is kept, by {args.metric_for_best_model}")
     seconds, state = time.perf_counter() - begun - trainer.paused, trainer.state
     results = {"step": state.global_step, "epoch": sampler.epochs_until(state.global_step), **run_state["initial"]}
     seen = sampler.examples_until(state.global_step) - sampler.examples_until(before)

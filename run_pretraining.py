@@ -263,7 +263,8 @@ def check_documents(documents, name, split, part, objective):
     needed = 2 if objective == "nsp" else 1  # a random B has to come from another one
     if len(documents) >= needed:
         return
-    found = f"one document only, with {documents.starts[-1]:,} sentences" if len(documents) else "no document"
+    found = (f"one document only, with {documents.starts[-1]:,} sentences" if len(documents) else
+             "no document of two sentences or more")
     advice = ("Separate documents by blank lines, or give --document_separator line, or --sentences_per_document 50 to "
               "cut a long one; --objective sop needs but one.")
     if documents.single > len(documents):
@@ -271,8 +272,8 @@ def check_documents(documents, name, split, part, objective):
                   "and --sentences_per_document 50 to cut a long document.")
     if part[0] != "all":
         advice += " Or give --validation_file, or --validation_split_percentage 0."
-    raise InputError(f"{name}: its {split} part has {found} of two sentences or more, and {documents.single:,} of one, "
-                     f"which make no pairs; expected at least {needed}, as a random B comes from another. {advice}")
+    raise InputError(f"{name}: its {split} part has {found}; {documents.single:,} of one sentence make no "
+                     f"pairs; expected at least {needed}, as a random B comes from another. {advice}")
 
 
 def make_collators(args, tokenizer, data):
@@ -2305,7 +2306,8 @@ def write_results(output_dir, results, same_model, trained):
     """Write all_results.json, beside the scores that stand there already if they are of the same model."""
     path = Path(output_dir, "all_results.json")
     older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    if not trained:  # what was scored before the training may have been other data than these
+    # What was scored before the training may have been other data than these.
+    if not trained and any(name.startswith("eval_") for name in results):
         older = {name: value for name, value in older.items() if not name.startswith("initial_")}
     write_json(path, older | results)
 

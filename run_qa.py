@@ -977,16 +977,18 @@ def draw_scores(path, tokens, title, per_row=40):
     """
     rows = [tokens[at : at + per_row] for at in range(0, len(tokens), per_row)] or [[("", 0.0, 0.0)]]
     values = [value for _, *pair in tokens for value in pair] or [0.0]
-    figure = Figure(figsize=(14, 0.8 + 2.1 * len(rows)), layout="constrained")
+    width, low, high = len(rows[0]), min(values), max(values)
+    low -= 0.05 * (high - low) + 1e-6  # so that the lowest has a bar, too
+    figure = Figure(figsize=(max(5, 14 * width / per_row), 0.8 + 2.1 * len(rows)), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     figure.suptitle(title, wrap=True, parse_math=False)  # a $ is a dollar
     for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         for shift, part, color, name in ((-0.2, 1, "#1f6feb", "start"), (0.2, 2, "#e8590c", "end")):
-            axes.bar(np.arange(len(row)) + shift, [token[part] - min(values) for token in row], width=0.4, color=color,
-                     bottom=min(values), label=name)
+            axes.bar(np.arange(len(row)) + shift, [token[part] - low for token in row], width=0.4, color=color,
+                     bottom=low, label=name)
         axes.set_xticks(range(len(row)), [token[0] for token in row], rotation=90, fontsize=9, parse_math=False)
-        axes.set_xlim(-0.6, per_row - 0.4)
-        axes.set_ylim(min(values), max(values) + 0.05 * (max(values) - min(values)) + 1e-6)
+        axes.set_xlim(-0.6, width - 0.4)
+        axes.set_ylim(low, high + 0.05 * (high - low))
         axes.set_ylabel("score")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(loc="upper right", ncols=2, frameon=False)
@@ -1097,8 +1099,8 @@ def fit(args, training, processes, tokenizer, config, windows, score, state, che
     """Train on windows: (trainer, results, note), which says what of the model started at random."""
     set_seed(args.seed)
     model, note = load_answerer(args, checkpoint, config, len(tokenizer))
-    note = state.setdefault("note", note)  # of the model that the run began with
     say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
+    note = state.setdefault("note", note)  # of the model that the run began with
     quicken_dropout(model, training.use_cpu)
     if training.activation_checkpointing:
         checkpoint_gradients(model)
@@ -1120,7 +1122,7 @@ def fit(args, training, processes, tokenizer, config, windows, score, state, che
         tokenizer=tokenizer,
         callbacks=[EarlyStoppingCallback(patience)] if patience else None)
     start_trackers(trainer.accelerator, "qa", shown_settings(args), state)
-    return trainer, run_trainer(trainer, checkpoint), note
+    return trainer, run_trainer(trainer, checkpoint, say), note
 
 
 def make_collator(windows, tokenizer, config):
@@ -2356,7 +2358,8 @@ def write_results(output_dir, results, same_model, trained):
     """Write all_results.json, beside the scores that stand there already if they are of the same model."""
     path = Path(output_dir, "all_results.json")
     older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    if not trained:  # what was scored before the training may have been other data than these
+    # What was scored before the training may have been other data than these.
+    if not trained and any(name.startswith("eval_") for name in results):
         older = {name: value for name, value in older.items() if not name.startswith("initial_")}
     write_json(path, older | results)
 
@@ -2422,9 +2425,8 @@ class RunCallback(TrainerCallback):
             trainer._total_loss_scalar, trainer._globalstep_last_logged = losses["total"], losses["last_logged"]
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" updates",
                         disable=trainer.processes.rank > 0 or None)
-        if (state.global_step and trainer.score and args.eval_strategy == "epoch"
-                and trainer.sampler.place(state.global_step)[1] == 0
-                and not any(line["step"] == state.global_step and "eval_loss" in line for line in state.log_history)):
+        if (state.global_step and args.eval_strategy == "epoch" and trainer.lacks_scores()
+                and trainer.sampler.place(state.global_step)[1] == 0):
             # The run ended between the last update of an epoch and what follows it.
             trainer._determine_best_metric(trainer.evaluate(), None)
 
@@ -2464,8 +2466,11 @@ class RunCallback(TrainerCallback):
         if state.global_step == 0:
             values = {f"initial_{name}": value for name, value in values.items()}
         line = {"step": state.global_step, "epoch": round(trainer.sampler.epochs_until(state.global_step), 4), **values}
-        with open(Path(args.output_dir, "log.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path, text = Path(args.output_dir, "log.jsonl"), json.dumps(line) + "\n"
+        if "eval_loss" in values and path.exists() and text in path.read_text(encoding="utf-8"):
+            return  # a run that was killed between these scores and the next checkpoint had them already
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
         trainer.accelerator.log(values, step=state.global_step)
         shown = {name: value for name, value in values.items() if name not in ("learning_rate", "grad_norm")}
         if "loss" in values:
@@ -2528,6 +2533,11 @@ class ExactTrainer(Trainer):
         self.paused += time.perf_counter() - begun
         return scores
 
+    def lacks_scores(self):
+        """Whether the model was not scored after its last update, although there are data for it."""
+        step = self.state.global_step
+        return self.score and not any(line["step"] == step and "eval_loss" in line for line in self.state.log_history)
+
     def kept_step(self):
         """The update whose model is kept at the end: the best one's where that is asked for, or the last."""
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
@@ -2556,6 +2566,10 @@ class ExactTrainer(Trainer):
         """Take up the state of a run that had come to its end, and the model that it kept."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        if self.lacks_scores():  # it ended between its last update and what follows it
+            self.is_in_train = True  # so that they are logged
+            self._determine_best_metric(self.evaluate(), None)
+            self.is_in_train = False
         best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
         self.state.best_model_checkpoint = str(best) if best.exists() else None
         if self.args.load_best_model_at_end and best.exists():
@@ -2576,7 +2590,7 @@ class ExactTrainer(Trainer):
 
 
 # Copied from utils.trainer.run_trainer
-def run_trainer(trainer, checkpoint):
+def run_trainer(trainer, checkpoint, say):
     """Train, from a checkpoint where there is one: dict of results, those of the best model where it is kept.
 
     Empty where a signal ended the training; then trainer.stopped is True and a checkpoint saved.
@@ -2593,6 +2607,8 @@ def run_trainer(trainer, checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         return {}
+    if trainer.kept_step() != trainer.state.global_step:
+        say(f"Best        the model of update {trainer.kept_step()} is kept, by {args.metric_for_best_model}")
     seconds, state = time.perf_counter() - begun - trainer.paused, trainer.state
     results = {"step": state.global_step, "epoch": sampler.epochs_until(state.global_step), **run_state["initial"]}
     seen = sampler.examples_until(state.global_step) - sampler.examples_until(before)

@@ -50,9 +50,8 @@ class RunCallback(TrainerCallback):
             trainer._total_loss_scalar, trainer._globalstep_last_logged = losses["total"], losses["last_logged"]
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" updates",
                         disable=trainer.processes.rank > 0 or None)
-        if (state.global_step and trainer.score and args.eval_strategy == "epoch"
-                and trainer.sampler.place(state.global_step)[1] == 0
-                and not any(line["step"] == state.global_step and "eval_loss" in line for line in state.log_history)):
+        if (state.global_step and args.eval_strategy == "epoch" and trainer.lacks_scores()
+                and trainer.sampler.place(state.global_step)[1] == 0):
             # The run ended between the last update of an epoch and what follows it.
             trainer._determine_best_metric(trainer.evaluate(), None)
 
@@ -92,8 +91,11 @@ class RunCallback(TrainerCallback):
         if state.global_step == 0:
             values = {f"initial_{name}": value for name, value in values.items()}
         line = {"step": state.global_step, "epoch": round(trainer.sampler.epochs_until(state.global_step), 4), **values}
-        with open(Path(args.output_dir, "log.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path, text = Path(args.output_dir, "log.jsonl"), json.dumps(line) + "\n"
+        if "eval_loss" in values and path.exists() and text in path.read_text(encoding="utf-8"):
+            return  # a run that was killed between these scores and the next checkpoint had them already
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
         trainer.accelerator.log(values, step=state.global_step)
         shown = {name: value for name, value in values.items() if name not in ("learning_rate", "grad_norm")}
         if "loss" in values:
@@ -155,6 +157,11 @@ class ExactTrainer(Trainer):
         self.paused += time.perf_counter() - begun
         return scores
 
+    def lacks_scores(self):
+        """Whether the model was not scored after its last update, although there are data for it."""
+        step = self.state.global_step
+        return self.score and not any(line["step"] == step and "eval_loss" in line for line in self.state.log_history)
+
     def kept_step(self):
         """The update whose model is kept at the end: the best one's where that is asked for, or the last."""
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
@@ -183,6 +190,10 @@ class ExactTrainer(Trainer):
         """Take up the state of a run that had come to its end, and the model that it kept."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        if self.lacks_scores():  # it ended between its last update and what follows it
+            self.is_in_train = True  # so that they are logged
+            self._determine_best_metric(self.evaluate(), None)
+            self.is_in_train = False
         best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
         self.state.best_model_checkpoint = str(best) if best.exists() else None
         if self.args.load_best_model_at_end and best.exists():
@@ -202,7 +213,7 @@ class ExactTrainer(Trainer):
         pass  # see on_step_begin
 
 
-def run_trainer(trainer, checkpoint):
+def run_trainer(trainer, checkpoint, say):
     """Train, from a checkpoint where there is one: dict of results, those of the best model where it is kept.
 
     Empty where a signal ended the training; then trainer.stopped is True and a checkpoint saved.
@@ -219,6 +230,8 @@ def run_trainer(trainer, checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         return {}
+    if trainer.kept_step() != trainer.state.global_step:
+        say(f"Best        the model of update {trainer.kept_step()} is kept, by {args.metric_for_best_model}")
     seconds, state = time.perf_counter() - begun - trainer.paused, trainer.state
     results = {"step": state.global_step, "epoch": sampler.epochs_until(state.global_step), **run_state["initial"]}
     seen = sampler.examples_until(state.global_step) - sampler.examples_until(before)
