@@ -1202,7 +1202,7 @@ def main(argv=None):
                             args.gradient_accumulation_steps) from None
     accelerator.log({name: value for name, value in results.items() if name.startswith(("eval_", "predict_"))},
                     step=results.get("step", 0))
-    if rank == 0 and (args.do_train or results):
+    if rank == 0 and todo:
         model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
         finish(args, model, tokenizer, data, results, note)
     show_results(results, note, args.output_dir, say)
