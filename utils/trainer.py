@@ -235,9 +235,10 @@ def run_trainer(trainer, checkpoint, say):
     seconds, state = time.perf_counter() - begun - trainer.paused, trainer.state
     results = {"step": state.global_step, "epoch": sampler.epochs_until(state.global_step), **run_state["initial"]}
     seen = sampler.examples_until(state.global_step) - sampler.examples_until(before)
-    if not ended:  # otherwise it was a finished run that was resumed, and these are known already
-        results |= {"train_loss": trainer._total_loss_scalar / state.global_step, "train_runtime": seconds,
-                    "train_samples_per_second": seen / seconds}
+    total = run_state["losses"]["total"] if ended else trainer._total_loss_scalar
+    results["train_loss"] = total / state.global_step
+    if not ended:  # otherwise it was a finished run that was resumed, whose time is known already, if at all
+        results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
     scored = {entry["step"]: entry for entry in state.log_history if "eval_loss" in entry}
     scores = scored.get(trainer.kept_step(), {})
     names = [name.removeprefix("initial_") for name in run_state["initial"]]  # in their order
