@@ -49,11 +49,9 @@ def search_both(windows, n_best=20, max_answer_length=30):
         top[f"{name}_char"] = top[name] * 5 + shift
     found = run_qa.choose_spans(top, questions, n_best, max_answer_length)
     fast = time.perf_counter() - begun
-    lists = [[list(zip(a, b, range(0, 5 * tokens, 5), range(4, 5 * tokens, 5), strict=True))]
-             for a, b in zip(logits["start"].tolist(), logits["end"].tolist(), strict=True)]  # fmt: skip
     of_question = [[] for _ in range(questions[-1] + 1)]
-    for question, (window,) in zip(questions.tolist(), lists, strict=True):
-        of_question[question].append(window)
+    for question, a, b in zip(questions.tolist(), logits["start"].tolist(), logits["end"].tolist(), strict=True):
+        of_question[question].append(list(zip(a, b, range(0, 5 * tokens, 5), range(4, 5 * tokens, 5), strict=True)))
     begun = time.perf_counter()
     plain = [run_qa.search_spans(some, n_best, max_answer_length) for some in of_question]
     slow = time.perf_counter() - begun

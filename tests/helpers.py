@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import runpy
 import signal
 import socket
@@ -164,6 +165,19 @@ def call_script(argv, folder, variables, streams, prepare):
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def run_script(script, defaults, *, folder, processes=1, env=None, prepare=None, **settings):
+    """Run a script to its end in processes of its own, with settings beside the defaults, as Run does: a Done."""
+    done = Run(script, {**defaults, **settings}, folder, processes, env, prepare).wait()
+    for line in re.findall("Running on .*", done.out):
+        assert f"{processes} process" in line  # a launch can fall back to one
+    return done
+
+
+def contents(folder):
+    """Read all files of a folder: dict of path in it to bytes."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
 def read_log(output_dir, *names):

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -20,7 +21,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from helpers import ALIKE, ROOT, Run, accelerate_launch, command_line, read_log, read_results, run_fresh
+from helpers import (
+    ALIKE,
+    ROOT,
+    Run,
+    accelerate_launch,
+    command_line,
+    contents,
+    read_log,
+    read_results,
+    run_fresh,
+    run_script,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast, pipeline
 
@@ -38,15 +50,8 @@ def write_lines(path, lines, encoding="utf-8", newline="\n"):
 @pytest.fixture
 def mlm(tiny_bert, tmp_path):
     """run_mlm.py on the tiny model, as a process of its own: mlm(flag=value, …) gives a helpers.Done."""
-
-    def run(*, processes=1, env=None, prepare=None, folder=tmp_path, **settings):
-        settings = {**ALIKE, "model": tiny_bert, "output_dir": tmp_path / "out", "max_seq_length": LENGTH, **settings}
-        done = Run("run_mlm.py", settings, folder, processes, env, prepare).wait()
-        if done.status == 0 and "Running on" in done.out:
-            assert f"{processes} process" in re.search("Running on .*", done.out)[0]  # a launch can fall back to one
-        return done
-
-    return run
+    defaults = {**ALIKE, "model": tiny_bert, "output_dir": tmp_path / "out", "max_seq_length": LENGTH}
+    return partial(run_script, "run_mlm.py", defaults, folder=tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -780,10 +785,6 @@ MISTAKES = {  # the flags that differ from those of a good run; what the message
     "push without network": ({"push_to_hub": True}, ["--push_to_hub"]),
 }
 # fmt: on
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
 def assert_one_message(done, fragments):

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import ALIKE, ROOT, Run, command_line, read_log, read_results
+from helpers import ALIKE, ROOT, Run, command_line, contents, read_log, read_results, run_script
 
 from utils.checkpoints import write_manifest
 
@@ -96,14 +96,8 @@ def files(tmp_path_factory, tiny_bert, prose):
 
 @pytest.fixture
 def mlm(files, tmp_path):
-    def run(*, processes=1, prepare=None, output_dir=tmp_path / "out", **settings):
-        settings = {**SETTINGS, **files, "output_dir": output_dir, **settings}
-        done = Run("run_mlm.py", settings, tmp_path, processes, prepare=prepare).wait()
-        if "Running on" in done.out:
-            assert f"{processes} process" in re.search("Running on .*", done.out)[0]
-        return done
-
-    return run
+    defaults = {**SETTINGS, **files, "output_dir": tmp_path / "out"}
+    return partial(run_script, "run_mlm.py", defaults, folder=tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -448,10 +442,6 @@ def test_a_checkpoint_from_a_stranger_runs_no_code(mlm, stopped, tmp_path):
     done = mlm(resume_from_checkpoint=tmp_path / "checkpoint-11")
     assert done.status > 0
     assert not (tmp_path / "sprung").exists()
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize(

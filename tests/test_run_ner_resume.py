@@ -7,8 +7,8 @@ import sys
 from functools import partial
 
 import pytest
-from helpers import ALIKE, Run, read_log, read_results
-from test_run_mlm_resume import assert_ended_alike, contents, kill_at, names_of_checkpoints
+from helpers import ALIKE, Run, contents, read_log, read_results, run_script
+from test_run_mlm_resume import assert_ended_alike, kill_at, names_of_checkpoints
 from test_run_ner import tagged, write_conll
 from test_run_nsp_resume import signal_at
 
@@ -40,14 +40,8 @@ def given(tmp_path_factory, tiny_bert):
 
 @pytest.fixture
 def ner(given, tmp_path):
-    def run(*, processes=1, prepare=None, output_dir=tmp_path / "out", **settings):
-        settings = {**SETTINGS, **given, "output_dir": output_dir, **settings}
-        done = Run("run_ner.py", settings, tmp_path, processes, prepare=prepare).wait()
-        if "Running on" in done.out:
-            assert f"{processes} process" in re.search("Running on .*", done.out)[0]
-        return done
-
-    return run
+    defaults = {**SETTINGS, **given, "output_dir": tmp_path / "out"}
+    return partial(run_script, "run_ner.py", defaults, folder=tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,23 @@ import json
 import math
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from helpers import ALIKE, Run, add_pair_head, read_documents, read_log, read_results, write_documents
+from helpers import (
+    ALIKE,
+    Run,
+    add_pair_head,
+    contents,
+    read_documents,
+    read_log,
+    read_results,
+    run_script,
+    write_documents,
+)
 from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
@@ -49,21 +58,8 @@ def tiny_pair_bert(tmp_path_factory, tiny_bert):
 @pytest.fixture
 def nsp(tiny_pair_bert, tmp_path):
     """run_nsp.py on the tiny model, as a process of its own: nsp(flag=value, …) gives a helpers.Done."""
-
-    def run(*, processes=1, env=None, prepare=None, folder=tmp_path, **settings):
-        settings = {
-            **ALIKE,
-            "model": tiny_pair_bert,
-            "output_dir": tmp_path / "out",
-            "max_seq_length": LENGTH,
-            **settings,
-        }
-        done = Run("run_nsp.py", settings, folder, processes, env, prepare).wait()
-        if done.status == 0 and "Running on" in done.out:
-            assert f"{processes} process" in re.search("Running on .*", done.out)[0]  # a launch can fall back to one
-        return done
-
-    return run
+    defaults = {**ALIKE, "model": tiny_pair_bert, "output_dir": tmp_path / "out", "max_seq_length": LENGTH}
+    return functools.partial(run_script, "run_nsp.py", defaults, folder=tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -621,10 +617,6 @@ MISTAKES = {
     "missing pairs": ({"test_file": "missing.tsv"}, ["--test_file missing.tsv", "no such file"]),
     "nothing to judge": ({"do_predict": True}, ["--do_predict", "--test_file"]),
 }  # fmt: skip
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from helpers import ALIKE, Run, read_log
-from test_run_mlm_resume import assert_ended_alike, contents, kill_at, names_of_checkpoints, on_change
+from helpers import ALIKE, Run, contents, read_log, run_script
+from test_run_mlm_resume import assert_ended_alike, kill_at, names_of_checkpoints, on_change
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -49,14 +49,8 @@ def signal_at(number, update, folder):
 
 @pytest.fixture
 def nsp(pair_files, tmp_path):
-    def run(*, processes=1, prepare=None, output_dir=tmp_path / "out", **settings):
-        settings = {**SETTINGS, **pair_files, "output_dir": output_dir, **settings}
-        done = Run("run_nsp.py", settings, tmp_path, processes, prepare=prepare).wait()
-        if "Running on" in done.out:
-            assert f"{processes} process" in re.search("Running on .*", done.out)[0]
-        return done
-
-    return run
+    defaults = {**SETTINGS, **pair_files, "output_dir": tmp_path / "out"}
+    return partial(run_script, "run_nsp.py", defaults, folder=tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,23 @@ import functools
 import math
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from helpers import ALIKE, Run, add_pair_head, read_documents, read_log, read_results, write_documents
+from helpers import (
+    ALIKE,
+    Run,
+    add_pair_head,
+    contents,
+    read_documents,
+    read_log,
+    read_results,
+    run_script,
+    write_documents,
+)
 from safetensors.torch import load_file
 from transformers import (
     AlbertConfig,
@@ -52,19 +61,10 @@ def tiny_pretrained_bert(tmp_path_factory, tiny_bert):
 @pytest.fixture
 def pretraining(tiny_pretrained_bert, tmp_path):
     """run_pretraining.py on the tiny model, as a process of its own: it gives a helpers.Done."""
+    defaults = {**ALIKE, "model": tiny_pretrained_bert, "output_dir": tmp_path / "out", "max_seq_length": LENGTH}
 
-    def run(*, script="run_pretraining.py", processes=1, prepare=None, folder=tmp_path, **settings):
-        settings = {
-            **ALIKE,
-            "model": tiny_pretrained_bert,
-            "output_dir": tmp_path / "out",
-            "max_seq_length": LENGTH,
-            **settings,
-        }
-        done = Run(script, settings, folder, processes, prepare=prepare).wait()
-        if done.status == 0 and "Running on" in done.out:
-            assert f"{processes} process" in re.search("Running on .*", done.out)[0]  # a launch can fall back to one
-        return done
+    def run(*, script="run_pretraining.py", folder=tmp_path, **how):
+        return run_script(script, defaults, folder=folder, **how)
 
     return run
 
@@ -433,10 +433,6 @@ MISTAKES = {
     "nothing to be masked": ({"mlm_probability": 1e-9}, ["--mlm_probability"]),
     "misspelt flag": ({"mlm_weigth": 1}, ["unknown argument --mlm_weigth", "did you mean --mlm_weight?"]),
 }  # fmt: skip
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
 def assert_one_message(done, fragments):

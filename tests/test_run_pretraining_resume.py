@@ -9,8 +9,8 @@ import time
 from functools import partial
 
 import pytest
-from helpers import ALIKE, Run, read_log
-from test_run_mlm_resume import assert_ended_alike, contents, kill_at, names_of_checkpoints
+from helpers import ALIKE, Run, contents, read_log, run_script
+from test_run_mlm_resume import assert_ended_alike, kill_at, names_of_checkpoints
 from test_run_nsp_resume import HALVES, signal_at
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -33,14 +33,8 @@ SETTINGS = {  # with dropout; pairs are packed anew each epoch, in which there a
 
 @pytest.fixture
 def pretraining(pair_files, tmp_path):
-    def run(*, processes=1, prepare=None, output_dir=tmp_path / "out", **settings):
-        settings = {**SETTINGS, **pair_files, "output_dir": output_dir, **settings}
-        done = Run("run_pretraining.py", settings, tmp_path, processes, prepare=prepare).wait()
-        if "Running on" in done.out:
-            assert f"{processes} process" in re.search("Running on .*", done.out)[0]
-        return done
-
-    return run
+    defaults = {**SETTINGS, **pair_files, "output_dir": tmp_path / "out"}
+    return partial(run_script, "run_pretraining.py", defaults, folder=tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from helpers import ALIKE, Run, read_log, read_results
+from helpers import ALIKE, Run, contents, read_log, read_results, run_script
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer
 
@@ -92,15 +93,8 @@ def qa_files(tmp_path_factory, answering_bert, prose):
 @pytest.fixture
 def qa(qa_files, tmp_path):
     """run_qa.py on the tiny model, as a process of its own: qa(flag=value, …) gives a helpers.Done."""
-
-    def run(*, processes=1, env=None, prepare=None, folder=tmp_path, **settings):
-        settings = {**ALIKE, "model": qa_files["model"], "output_dir": tmp_path / "out", **SIZES, **settings}
-        done = Run("run_qa.py", settings, folder, processes, env, prepare).wait()
-        if done.status == 0 and "Running on" in done.out:
-            assert f"{processes} process" in re.search("Running on .*", done.out)[0]  # a launch can fall back to one
-        return done
-
-    return run
+    defaults = {**ALIKE, "model": qa_files["model"], "output_dir": tmp_path / "out", **SIZES}
+    return partial(run_script, "run_qa.py", defaults, folder=tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -424,10 +418,6 @@ MISTAKES = {
     "nothing to predict": ({"do_predict": True}, ["--do_predict", "--test_file"]),
     "no network": ({"train_file": None}, ["rajpurkar/squad", "--train_file"]),
 }  # fmt: skip
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from helpers import ALIKE, Run, read_log
-from test_run_mlm_resume import assert_ended_alike, contents, kill_at, names_of_checkpoints
+from helpers import ALIKE, Run, contents, read_log, run_script
+from test_run_mlm_resume import assert_ended_alike, kill_at, names_of_checkpoints
 from test_run_nsp_resume import signal_at
 from test_run_qa import answering_bert, qa_files  # noqa: F401  (fixtures)
 
@@ -41,14 +41,8 @@ def files(qa_files):  # noqa: F811
 
 @pytest.fixture
 def qa(files, tmp_path):
-    def run(*, processes=1, prepare=None, output_dir=tmp_path / "out", **settings):
-        settings = {**SETTINGS, **files, "output_dir": output_dir, **settings}
-        done = Run("run_qa.py", settings, tmp_path, processes, prepare=prepare).wait()
-        if "Running on" in done.out:
-            assert f"{processes} process" in re.search("Running on .*", done.out)[0]
-        return done
-
-    return run
+    defaults = {**SETTINGS, **files, "output_dir": tmp_path / "out"}
+    return partial(run_script, "run_qa.py", defaults, folder=tmp_path)
 
 
 @pytest.fixture(scope="module")
