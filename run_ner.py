@@ -206,7 +206,7 @@ def check_args(args, parser):
     for names, (low, high, expected) in bounds.items():
         for name in names.split():
             value = getattr(args, name)
-            if value is not None and not low <= value <= high:
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
                 parser.error(f"--{name} is {value}; expected {expected}")
     refuse_flags(args, parser)
     if args.resume_from_checkpoint and args.overwrite_output_dir:
@@ -248,6 +248,8 @@ def check_args(args, parser):
         parser.error("--early_stopping_patience needs scores: give --eval_strategy epoch or steps")
     if args.unlabeled_file and args.resume_from_checkpoint not in (None, "latest"):
         parser.error("--resume_from_checkpoint takes latest where there is --unlabeled_file, as each round has its own")
+    if args.load_best_model_at_end and files and not args.validation_file and not args.validation_split_percentage:
+        parser.error("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
     can_tell = args.do_train and args.save_strategy == args.eval_strategy != "no"
     args.load_best_model_at_end = can_tell if args.load_best_model_at_end is None else args.load_best_model_at_end
     args.run_name = args.run_name or args.output_dir
@@ -263,9 +265,12 @@ def find_rows(args, on_fault):
         InputError: a file, the data set or a column of it is not there, or has no sentence in it.
     """
     found, class_names, columns = {}, None, (args.text_column_name, args.label_column_name)
-    splits = {"train": args.do_train, "validation": args.do_train or args.do_eval, "test": args.do_predict is not False}
+    loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
+    # Where there are no validation data, a part of the training data is what is evaluated on.
+    lacks = args.do_eval and not args.validation_file and "validation" not in loaded
+    splits = {"train": args.do_train or lacks, "validation": args.do_train or args.do_eval,
+              "test": args.do_predict is not False}
     if args.dataset_name:
-        loaded = load_splits(args.dataset_name, args.dataset_config_name)
         for split in (split for split in loaded if splits.get(split)):
             class_names = class_names or names_of_tags(loaded[split].features, args.label_column_name)
             tag_names = names_of_tags(loaded[split].features, args.label_column_name) or args.label_list
@@ -339,7 +344,7 @@ def prepare_rows(args, output_dir, say):
     args.do_predict = "test" in found if args.do_predict is None else args.do_predict
     tasks = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
     parts = choose_parts({split: rows for split, rows in found.items() if split != "unlabeled"},
-                         args.validation_split_percentage, tasks, False) if found else {}
+                         args.validation_split_percentage, tasks, False) if any(tasks.values()) else {}
     data, samples = {}, {"train": args.max_train_samples, "validation": args.max_eval_samples,
                          "test": args.max_predict_samples}
     for split, ((rows, name), (which, percent)) in parts.items():
@@ -962,8 +967,6 @@ def fit(args, training, processes, tokenizer, config, labels, scheme, rows, scor
         f"{sampler.accumulation_steps}); {sampler.padding():.1%} of the tokens are padding")
     training = copy.copy(training)
     training.output_dir, training.eval_on_start = str(output_dir), score is not None and checkpoint is None
-    if processes.rank == 0:
-        clear_output(output_dir, state["step"], args.overwrite_output_dir)
     patience = args.early_stopping_patience
     trainer = ExactTrainer(
         model=model, args=training, settings=vars(args), processes=processes, sampler=sampler,
@@ -971,6 +974,8 @@ def fit(args, training, processes, tokenizer, config, labels, scheme, rows, scor
         collator=TagCollator(windows, tokenizer.pad_token_id, edge_ids(tokenizer)), score=score, run_state=state,
         stop_signal=StopSignal(), tokenizer=tokenizer,
         callbacks=[EarlyStoppingCallback(patience)] if patience else None)
+    if processes.rank == 0:
+        clear_output(output_dir, state["step"], args.overwrite_output_dir)
     start_trackers(trainer.accelerator, "ner", shown_settings(args), state)
     return trainer, run_trainer(trainer, checkpoint, say), note
 
@@ -1198,8 +1203,8 @@ def main(argv=None):
             taggers.get("validation"), state, checkpoint, say)
         results = label_at_end(args, model, note, taggers, text_tagger, results, say, rank == 0)
     except torch.OutOfMemoryError:
-        raise out_of_memory(args.per_device_train_batch_size, args.max_seq_length,
-                            args.gradient_accumulation_steps) from None
+        raise out_of_memory(*((args.per_device_train_batch_size, args.max_seq_length, args.gradient_accumulation_steps)
+                              if args.do_train else (args.per_device_eval_batch_size, args.max_seq_length))) from None
     accelerator.log({name: value for name, value in results.items() if name.startswith(("eval_", "predict_"))},
                     step=results.get("step", 0))
     if rank == 0 and todo:
@@ -1784,11 +1789,12 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
         note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
                 else f"its {head} comes trained")
     if new_head and not from_scratch:
-        parts = {name: module for name, module in model.named_modules()
-                 if isinstance(module, torch.nn.Linear) and not name.startswith(model.base_model_prefix)}
+        parts = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+                 and not name.startswith(model.base_model_prefix) and module.out_features == config.num_labels}
         for part in parts.values():  # of the same shape as the weights of other labels
             torch.nn.init.normal_(part.weight, std=getattr(config, "initializer_range", 0.02))
-            torch.nn.init.zeros_(part.bias)
+            if part.bias is not None:
+                torch.nn.init.zeros_(part.bias)
         note = f"these parts start at random, as its own are for other labels: {', '.join(parts)}"
     size = model.get_input_embeddings().num_embeddings
     if vocab_size > size:
@@ -2139,12 +2145,17 @@ class Processes:
 
 
 # Copied from utils.running.out_of_memory
-def out_of_memory(batch_size, max_seq_length, accumulation_steps):
-    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory."""
-    return InputError(
-        f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The same result in "
-        f"half the memory: --per_device_train_batch_size {max(1, batch_size // 2)} --gradient_accumulation_steps "
-        f"{accumulation_steps * 2}; --gradient_checkpointing and a smaller --max_seq_length help too.")
+def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
+    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
+
+    accumulation_steps: None where the run does not train.
+    """
+    half = max(1, batch_size // 2)
+    same = (f"--per_device_eval_batch_size {half}; a smaller --max_seq_length helps" if accumulation_steps is None else
+            f"--per_device_train_batch_size {half} --gradient_accumulation_steps {accumulation_steps * 2}; "
+            "--gradient_checkpointing and a smaller --max_seq_length help")
+    return InputError(f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The "
+                      f"same result in half the memory: {same} too.")
 
 
 # Copied from utils.running.StopSignal
@@ -2219,6 +2230,8 @@ def open_output(output_dir, training, resume, overwrite, say):
     Raises:
         InputError: the folder is in use or cannot be made, or the checkpoint is not whole.
     """
+    if not output_dir:
+        raise InputError("--output_dir is empty; name a folder")
     output_dir, checkpoint = Path(output_dir), None
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -2382,7 +2395,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings, table
               if not (value is None or value is False or value == [])}  # a 0 is a setting
     lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
-             "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
+             "| data | examples | tokens | source |", "| --- | ---: | ---: | --- |", *sizes, "",
              "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
              "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
              *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
@@ -2549,15 +2562,25 @@ class ExactTrainer(Trainer):
 
     Attributes:
         stopped: whether a signal ended the training. paused: seconds spent on scoring and saving. scored_at: the update
-            after which the model was last scored, or None.
+            after which the model was last scored, or None. last_update: how many there are to be.
+
+    Raises:
+        InputError: the flags do not go together, or a package that they need is missing.
     """
 
     def __init__(self, *, settings, processes, sampler, collator, score, run_state, stop_signal, tokenizer, **rest):
         self.settings, self.processes, self.sampler, self.score = settings, processes, sampler, score
         self.run_state, self.stop_signal, self.tokenizer = run_state, stop_signal, tokenizer
         self.stopped, self.paused, self.scored_at = False, 0.0, None
-        super().__init__(data_collator=collator, train_dataset=range(sampler.n),
-                         eval_dataset=range(1) if score else None, **rest)
+        try:  # now, when nothing that lies in the output folder is cleared yet
+            super().__init__(data_collator=collator, train_dataset=range(sampler.n),
+                             eval_dataset=range(1) if score else None, **rest)
+            given = self.args.max_steps
+            self.last_update = given if given > 0 else sampler.updates_until(self.args.num_train_epochs)
+            self.create_optimizer_and_scheduler(self.last_update)
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"these flags cannot be trained with: {' '.join(str(error).split())}. See --optim, "
+                             "--adam_beta1, --lr_scheduler_type and what is like them in --help.") from None
         self.add_callback(RunCallback(self))
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
 
@@ -2647,8 +2670,7 @@ def run_trainer(trainer, checkpoint, say):
     """
     sampler, run_state, args = trainer.sampler, trainer.run_state, trainer.args
     before, patience = run_state["step"], trainer.settings["early_stopping_patience"]
-    max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
-    ended = checkpoint and (before >= max_steps or (patience and run_state["ended_by_patience"] == patience))
+    ended = checkpoint and (before >= trainer.last_update or (patience and run_state["ended_by_patience"] == patience))
     begun = time.perf_counter()
     if ended:
         trainer.finish(checkpoint)  # there is nothing left to do; train() would do one update more

@@ -1026,8 +1026,8 @@ def main(argv=None):
             found = score["test"](model)
             results |= {f"predict_{name.removeprefix('eval_')}": value for name, value in found.items()}
     except torch.OutOfMemoryError:
-        raise out_of_memory(args.per_device_train_batch_size, args.max_seq_length,
-                            args.gradient_accumulation_steps) from None
+        raise out_of_memory(*((args.per_device_train_batch_size, args.max_seq_length, args.gradient_accumulation_steps)
+                              if args.do_train else (args.per_device_eval_batch_size, args.max_seq_length))) from None
     # What is saved is float32.
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
     accelerator.log({k: value for k, value in results.items() if k not in ("step", "epoch")}, step=state["step"])
@@ -1572,12 +1572,17 @@ class Processes:
 
 
 # Copied from utils.running.out_of_memory
-def out_of_memory(batch_size, max_seq_length, accumulation_steps):
-    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory."""
-    return InputError(
-        f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The same result in "
-        f"half the memory: --per_device_train_batch_size {max(1, batch_size // 2)} --gradient_accumulation_steps "
-        f"{accumulation_steps * 2}; --gradient_checkpointing and a smaller --max_seq_length help too.")
+def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
+    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
+
+    accumulation_steps: None where the run does not train.
+    """
+    half = max(1, batch_size // 2)
+    same = (f"--per_device_eval_batch_size {half}; a smaller --max_seq_length helps" if accumulation_steps is None else
+            f"--per_device_train_batch_size {half} --gradient_accumulation_steps {accumulation_steps * 2}; "
+            "--gradient_checkpointing and a smaller --max_seq_length help")
+    return InputError(f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The "
+                      f"same result in half the memory: {same} too.")
 
 
 # Copied from utils.running.StopSignal
@@ -1933,11 +1938,12 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
         note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
                 else f"its {head} comes trained")
     if new_head and not from_scratch:
-        parts = {name: module for name, module in model.named_modules()
-                 if isinstance(module, torch.nn.Linear) and not name.startswith(model.base_model_prefix)}
+        parts = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+                 and not name.startswith(model.base_model_prefix) and module.out_features == config.num_labels}
         for part in parts.values():  # of the same shape as the weights of other labels
             torch.nn.init.normal_(part.weight, std=getattr(config, "initializer_range", 0.02))
-            torch.nn.init.zeros_(part.bias)
+            if part.bias is not None:
+                torch.nn.init.zeros_(part.bias)
         note = f"these parts start at random, as its own are for other labels: {', '.join(parts)}"
     size = model.get_input_embeddings().num_embeddings
     if vocab_size > size:
@@ -1982,6 +1988,8 @@ def open_output(output_dir, training, resume, overwrite, say):
     Raises:
         InputError: the folder is in use or cannot be made, or the checkpoint is not whole.
     """
+    if not output_dir:
+        raise InputError("--output_dir is empty; name a folder")
     output_dir, checkpoint = Path(output_dir), None
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -2280,7 +2288,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings, table
               if not (value is None or value is False or value == [])}  # a 0 is a setting
     lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
-             "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
+             "| data | examples | tokens | source |", "| --- | ---: | ---: | --- |", *sizes, "",
              "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
              "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
              *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]

@@ -194,7 +194,8 @@ def parse_args(argv=None):
 
 def check_args(args, parser):
     """Find settings that cannot work before anything is loaded, and fill in those that depend on others."""
-    args.doc_stride = min(128, args.max_seq_length // 3) if args.doc_stride is None else args.doc_stride
+    if args.doc_stride is None:
+        args.doc_stride = max(0, min(128, args.max_seq_length // 3, args.max_seq_length - 5))
     bounds = {"max_seq_length": (5, math.inf, "5 or more: [CLS], question, [SEP], context and [SEP]"),
               "doc_stride": (0, args.max_seq_length - 5, f"0 to {args.max_seq_length - 5}, less than a window holds of "
                              "a context"),
@@ -202,13 +203,14 @@ def check_args(args, parser):
               "learning_rate weight_decay max_grad_norm warmup_steps dataloader_num_workers": (
                   0, math.inf, "0 or more"),
               "num_train_epochs logging_steps": (1e-9, math.inf, "more than 0"),
+              "n_best_size": (1, 1000, "1 to 1000"),
               "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit "
               "cpu_threads max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
-              "early_stopping_patience n_best_size max_answer_length": (1, math.inf, "1 or more")}
+              "early_stopping_patience max_answer_length": (1, math.inf, "1 or more")}
     for names, (low, high, expected) in bounds.items():
         for name in names.split():
             value = getattr(args, name)
-            if value is not None and not low <= value <= high:
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
                 parser.error(f"--{name} is {value}; expected {expected}")
     refuse_flags(args, parser)
     if args.resume_from_checkpoint and args.overwrite_output_dir:
@@ -244,6 +246,10 @@ def check_question(args, parser):
         parser.error("--plot_scores draws the scores of one question; give --question")
     if args.plot_scores and not args.plot_scores.lower().endswith((".png", ".svg", ".pdf")):
         parser.error(f"--plot_scores {args.plot_scores}: expected a file name that ends in .png, .svg or .pdf")
+    if args.plot_scores:  # found now, not after the training
+        folder = next(path for path in Path(args.plot_scores).absolute().parents if path.exists())
+        if Path(args.plot_scores).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            parser.error(f"--plot_scores {args.plot_scores}: cannot be written there; name another file")
 
 
 def choose_tasks(args, parser):
@@ -262,6 +268,8 @@ def choose_tasks(args, parser):
         parser.error("--do_predict has no questions to answer: give --test_file")
     if args.do_train and not (args.train_file or args.dataset_name):
         parser.error("--do_train has nothing to train on: give --train_file or --dataset_name")
+    if args.load_best_model_at_end and files and not args.validation_file and not args.validation_split_percentage:
+        parser.error("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
     can_tell = args.do_train and args.save_strategy == args.eval_strategy != "no"
     args.load_best_model_at_end = can_tell if args.load_best_model_at_end is None else args.load_best_model_at_end
     args.run_name = args.run_name or args.output_dir
@@ -286,20 +294,23 @@ def find_rows(args, on_fault):
             raise InputError(f"{', '.join(places[:3])}: there is no question in it. Expected SQuAD's layout (data, "
                              "paragraphs, qas), or rows of id, question, context and answers.")
 
-    splits = {"train": args.do_train, "validation": args.do_train or args.do_eval, "test": args.do_predict is not False}
+    loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
+    # Where there are no validation data, a part of the training data is what is evaluated on.
+    lacks = args.do_eval and not args.validation_file and "validation" not in loaded
+    splits = {"train": args.do_train or lacks, "validation": args.do_train or args.do_eval,
+              "test": args.do_predict is not False}
     splits = [split for split, wanted in splits.items() if wanted]
     if args.dataset_name:
-        loaded = load_splits(args.dataset_name, args.dataset_config_name)
         for split in (split for split in splits if split in loaded):
             place = f"{args.dataset_name}, split {split}"
             rows = ((f"{place}, row {n}", row) for n, row in enumerate(loaded[split]))
             keep(split, read_entries(rows, split, on_fault), [place], args.dataset_name)
-    files = {split: getattr(args, f"{split}_file") for split in splits}
+    files, counts = {split: getattr(args, f"{split}_file") for split in splits}, {}
     for split, patterns in (files | {"questions": args.questions_file and [args.questions_file]}).items():
         if patterns:
             paths = find_files(patterns, f"--{split}_file")
             name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
-            keep(split, (row for path in paths for row in read_questions(path, on_fault)), paths, name)
+            keep(split, (row for path in paths for row in read_questions(path, on_fault, counts)), paths, name)
     return found
 
 
@@ -352,22 +363,25 @@ def prepare_rows(args, tokenizer, say):
     except InputError as error:
         left_out = f" Left out as faulty: {len(skipped):,}, the first {skipped[0]['reason']}" if skipped else ""
         raise InputError(f"{error}{left_out}") from None
-    for split in ("train", "validation"):
-        for row in found.get(split, ([], ""))[0]:
+    for split in [split for split in ("train", "validation") if split in found]:
+        rows, name = found[split]
+        for row in rows:
             if row["answers"] is None:
-                raise InputError(f"{row['place']}: there are no answers to {row['question'][:60]!r}. Data to train on "
-                                 "or to evaluate on need them, or the empty list; --test_file may have none.")
+                on_fault(row["place"], InputError(
+                    f"{row['place']}: there are no answers to {row['question'][:60]!r}. Data to train on or to "
+                    "evaluate on need them, or the empty list; --test_file may have none."))
+        found[split] = [row for row in rows if row["answers"] is not None], name
     args.do_predict = "test" in found if args.do_predict is None else args.do_predict
     tasks = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
     sources = {split: rows for split, rows in found.items() if split != "questions"}
-    parts = choose_parts(sources, args.validation_split_percentage, tasks, False) if sources else {}
+    parts = choose_parts(sources, args.validation_split_percentage, tasks, False) if any(tasks.values()) else {}
     if "questions" in found:
         rows, name = found["questions"]
         parts["questions"] = ([row | {"answers": None} for row in rows], name), ("all", 0)
     data, samples = {}, {"train": args.max_train_samples, "validation": args.max_eval_samples,
                          "test": args.max_predict_samples}
     for split, ((rows, name), part) in parts.items():
-        rows = take_part(rows, name, *part)
+        rows = take_part(rows, name, *part) if rows else []
         if samples.get(split):
             seed = args.seed if split == "train" else 0
             order = np.random.default_rng((seed, 1)).permutation(len(rows))[: samples[split]]
@@ -395,8 +409,9 @@ def take_part(rows, name, which, percent):
     total = len({*groups.tolist()})
     drawn = max(1, round(total * percent / 100))
     if drawn >= total:
-        raise InputError(f"{name}: it has {len(rows)} question, too few to set one apart for evaluation. Give "
-                         "--validation_file, or --validation_split_percentage 0.")
+        what = f"{total} paragraphs" if len(numbers) > 1 else f"{len(rows)} question{'s' * (len(rows) > 1)}"
+        raise InputError(f"{name}: {percent}% of its {what}, set apart for evaluation, leave none to train on. Give "
+                         "--validation_file, or another --validation_split_percentage (0: none).")
     is_drawn = np.isin(groups, np.random.default_rng(0).permutation(total)[:drawn])
     return [row for row, taken in zip(rows, is_drawn, strict=True) if taken == (which == "drawn")]
 
@@ -423,6 +438,10 @@ def find_version(data, wanted, kept, say):
     if rows and not any(row["answers"] for row in rows):
         for row in rows:
             row["answers"] = None
+    unknown = sum(row["answers"] is None for row in rows)
+    if unknown:
+        say(f"  Careful:  {unknown:,} of {len(rows):,} test questions have no answers in {data['test'][1]}, which are "
+            "therefore answered, and not scored")
     counts = {split: sum(row["answers"] == [] for row in rows) for split, (rows, _) in data.items()}
     if any(counts.values()) and not (wanted or kept):
         split = next(split for split, count in counts.items() if count)
@@ -496,8 +515,8 @@ def align(batch, numbers, tokenizer, frame, max_seq_length, doc_stride):
         room = max_seq_length - len(prefix) - len(frame[2])
         first, last = find_tokens(starts, ends, *span) if span else (0, -1)
         held = [starts[first], ends[last]] if first <= last else []
-        at = 0
-        while at == 0 or at + doc_stride < len(ids):  # what is left is more than the window before has
+        # The last is that behind which no more is left than it shares with the one before. One that fits is one window.
+        for at in range(0, max(1, len(ids) - doc_stride), max(1, room - doc_stride)):
             here, behind = slice(at, at + room), min(at + room, len(ids))
             position = [len(prefix) - at + n for n in (first, last)] if at <= first <= last < behind else [0, 0]
             rows["input_ids"].append(np.concatenate([prefix, ids[here], np.array(frame[2], dtype=np.int32)]))
@@ -507,7 +526,6 @@ def align(batch, numbers, tokenizer, frame, max_seq_length, doc_stride):
             rows["answer"].append([-100, -100] if span is None else position)
             rows["span"].append(held)
             rows["question"].append(number)
-            at += room - doc_stride
     return rows
 
 
@@ -552,7 +570,7 @@ def list_inexact(rows, windows):
 
     An answer may begin or end inside a token, or be of characters that the tokenizer drops.
     """
-    held, whole = dict(zip(windows["question"], windows["span"], strict=True)), set()
+    held = dict(zip(windows["question"], windows["span"], strict=True))
     whole = {number for number, answer in zip(windows["question"], windows["answer"], strict=True) if answer[1] > 0}
     found = []
     for number, row in enumerate(rows):
@@ -653,14 +671,27 @@ def allowed_tokens(rows, width):
     return allowed
 
 
+def find_highest(values, count):
+    """Find the highest values of each row: (values, places), (rows, count) each, the highest first; of equal ones those
+    that stand first. Rows with fewer than count give fewer.
+    """
+    best, places = values.topk(min(count + 1, values.shape[1]))
+    # topk takes whichever it likes of equal values. One more than is wanted shows whether a row has any that matter.
+    tied = ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)).any(dim=1).nonzero()[:, 0]
+    if len(tied):
+        order = values[tied].sort(dim=1, descending=True, stable=True)
+        best[tied], places[tied] = (part[:, : best.shape[1]] for part in order)
+    return best[:, :count], places[:, :count]
+
+
 def keep_best(logits, allowed, count):
     """Find the best tokens of each window: (logits float32, positions int32), (batch, count), the best first.
 
     Of equal ones, those that stand first. Where fewer are allowed, logits are -inf. Only this leaves the device.
     """
-    values, places = logits.masked_fill(~allowed, -torch.inf).sort(dim=-1, descending=True, stable=True)
-    fill = max(0, count - values.shape[1])
-    values, places = F.pad(values[:, :count], (0, fill), value=-torch.inf), F.pad(places[:, :count], (0, fill))
+    values, places = find_highest(logits.masked_fill(~allowed, -torch.inf), count)
+    fill = count - values.shape[1]
+    values, places = F.pad(values, (0, fill), value=-torch.inf), F.pad(places, (0, fill))
     return values.cpu().numpy(), places.cpu().numpy().astype(np.int32)
 
 
@@ -690,7 +721,7 @@ def predict_spans(model, windows, collator, *, n_best, batch_size, device, proce
             values, places = keep_best(logits[n], allowed, n_best)
             top[f"{name}_logit"][numbers], top[name][numbers] = values, places
             places = places - np.array(rows["begin"])[:, None]  # among the tokens of the context
-            characters = pad([np.array(row, dtype=np.int64) for row in rows[f"{name}s"]], 0).numpy()
+            characters = pad([np.array([*row, 0]) for row in rows[f"{name}s"]], 0).numpy()  # even of no token
             top[f"{name}_char"][numbers] = np.take_along_axis(
                 characters, np.clip(places, 0, characters.shape[1] - 1), axis=1)
             nll.append(span_nll(logits[n], targets[:, n]).item())
@@ -713,32 +744,30 @@ def choose_spans(top, questions, n_best, max_answer_length):
         characters of its context, start_logit, end_logit, score (their sum, float64).
     """
     kept, wide = [], top["start"].shape[1]
-    for at in range(0, len(questions), 1000):  # (windows, starts, ends) at once would be too much
-        part = slice(at, at + 1000)
-        first, last = top["start"][part][:, :, None], top["end"][part][:, None, :]
-        score = top["start_logit"][part][:, :, None].astype(np.float64) + top["end_logit"][part][:, None, :]
-        score[(last < first) | (last - first >= max_answer_length)] = -np.inf
-        score = score.reshape(len(score), -1)
-        order = np.argsort(-score, axis=1, kind="stable")[:, :n_best]
-        window, rank = np.nonzero(np.take_along_axis(score, order, axis=1) > -np.inf)
-        pair = order[window, rank]
-        kept.append((window + at, *np.divmod(pair, wide), score[window, pair]))
-    window, i, j, score = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    found = {"question": np.asarray(questions)[window], "score": score}
-    for name, n in (("start", i), ("end", j)):
-        found |= {name: top[f"{name}_char"][window, n], f"{name}_logit": top[f"{name}_logit"][window, n]}
-    order = np.lexsort((-found["score"], found["question"]))  # stable: of equal ones those of the first window
-    found = {name: values[order] for name, values in found.items()}
-    same = np.lexsort((found["end"], found["start"], found["question"]))  # windows that overlap find the same spans
-    keys = np.stack([found[name][same] for name in ("question", "start", "end")])
-    found = take(found, np.sort(same[np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(axis=0)])[: len(same)]]))
-    rank = np.arange(len(found["question"])) - np.searchsorted(found["question"], found["question"])
-    return take(found, rank < n_best)
-
-
-def take(columns, which):
-    """Take some rows of a dict of arrays."""
-    return {name: values[which] for name, values in columns.items()}
+    at_once = max(1, 400_000 // wide**2)  # (windows, starts, ends) of all windows would be too much
+    for at in range(0, len(questions), at_once):
+        part = slice(at, at + at_once)
+        further = top["end"][part][:, None, :] - top["start"][part][:, :, None]  # tokens
+        scores = top["start_logit"][part][:, :, None].astype(np.float64) + top["end_logit"][part][:, None, :]
+        scores[(further < 0) | (further >= max_answer_length)] = -np.inf
+        kept.append([values.numpy() for values in find_highest(torch.from_numpy(scores).flatten(1), n_best)])
+    scores, pairs = (np.concatenate(parts) for parts in zip(*kept, strict=True))  # (windows, pairs)
+    i, j = np.divmod(pairs, wide)
+    starts, ends = np.take_along_axis(top["start_char"], i, 1), np.take_along_axis(top["end_char"], j, 1)
+    lengths = np.maximum(ends - starts, 0).astype(np.int64)
+    farthest, longest = int(starts.max(initial=0)), int(lengths.max(initial=0))
+    spans = (questions[:, None] * (farthest + 1) + starts) * (longest + 1) + lengths  # a number for each
+    window, rank = np.nonzero(scores > -np.inf)
+    order = np.lexsort((-scores[window, rank], questions[window]))  # of equal ones those of the first window come first
+    window, rank = window[order], rank[order]
+    first = np.sort(np.unique(spans[window, rank], return_index=True)[1])  # windows that overlap find the same spans
+    window, rank = window[first], rank[first]
+    is_best = np.arange(len(window)) - np.searchsorted(questions[window], questions[window]) < n_best
+    window, rank = window[is_best], rank[is_best]
+    i, j = i[window, rank], j[window, rank]
+    return {"question": questions[window], "start": starts[window, rank], "end": ends[window, rank],
+            "start_logit": top["start_logit"][window, i], "end_logit": top["end_logit"][window, j],
+            "score": scores[window, rank]}
 
 
 def search_spans(windows, n_best, max_answer_length):
@@ -891,11 +920,12 @@ class Answerer:
     def __init__(self, rows, windows, version_2, threshold, n_best, max_answer_length, **how):
         self.rows, self.windows, self.version_2, self.threshold = rows, windows, version_2, threshold
         self.n_best, self.max_answer_length, self.how = n_best, max_answer_length, how
-        self.questions, self.ranked, self.texts, self.odds = np.array(windows["question"]), None, None, None
+        self.questions, self.ranked, self.texts, self.odds = windows.data["question"].to_numpy(), None, None, None
 
     def __call__(self, model, prefix="eval"):
         """Answer the questions: dict of scores with a prefix, empty where there are no references to score by."""
-        top, loss, counted = predict_spans(model, self.windows, n_best=self.n_best, **self.how)
+        n_best = min(self.n_best, int(lengths_of(self.windows).max()))
+        top, loss, counted = predict_spans(model, self.windows, n_best=n_best, **self.how)
         spans = choose_spans(top, self.questions, self.n_best, self.max_answer_length)
         starts = np.searchsorted(spans["question"], np.arange(len(self.rows) + 1))
         # No answer is as likely as in the window that has least to say for it: in all others [CLS] is right anyway.
@@ -976,7 +1006,7 @@ def draw_scores(path, tokens, title, per_row=40):
         path: where to. tokens: list of (text, logit of the start, logit of the end). title: stands above.
     """
     rows = [tokens[at : at + per_row] for at in range(0, len(tokens), per_row)] or [[("", 0.0, 0.0)]]
-    values = [value for _, *pair in tokens for value in pair] or [0.0]
+    values = [value for _, *pair in tokens for value in pair if math.isfinite(value)] or [0.0]
     width, low, high = len(rows[0]), min(values), max(values)
     low -= 0.05 * (high - low) + 1e-6  # so that the lowest has a bar, too
     figure = Figure(figsize=(max(5, 14 * width / per_row), 0.8 + 2.1 * len(rows)), layout="constrained")
@@ -986,7 +1016,8 @@ def draw_scores(path, tokens, title, per_row=40):
         for shift, part, color, name in ((-0.2, 1, "#1f6feb", "start"), (0.2, 2, "#e8590c", "end")):
             axes.bar(np.arange(len(row)) + shift, [token[part] - low for token in row], width=0.4, color=color,
                      bottom=low, label=name)
-        axes.set_xticks(range(len(row)), [token[0] for token in row], rotation=90, fontsize=9, parse_math=False)
+        labels = [text if len(text) <= 16 else f"{text[:15]}…" for text, _, _ in row]  # a link can be one token
+        axes.set_xticks(range(len(row)), labels, rotation=90, fontsize=9, parse_math=False)
         axes.set_xlim(-0.6, width - 0.4)
         axes.set_ylim(low, high + 0.05 * (high - low))
         axes.set_ylabel("score")
@@ -1008,18 +1039,24 @@ def send_picture(trackers, name, picture):
             tracker.log({name: kind(picture)})
 
 
+def pick_shown(ranked, text, count=4):
+    """Pick what is shown of the entries that rank_answers made: that of the answer, and the next best other texts."""
+    best = {}
+    for entry in ranked:
+        best.setdefault(entry["text"], entry)
+    return [best.pop(text), *best.values()][:count]
+
+
 def show_answer(question, text, ranked, odds, threshold, note, say):
     """Print the answer to a question, the next best, and why there is none."""
     say(f"\n{question}")
-    shown = [*[entry for entry in ranked if entry["text"] == text][:1],
-             *[entry for entry in ranked if entry["text"] != text][:3]]
-    for n, entry in enumerate(shown):
+    for n, entry in enumerate(pick_shown(ranked, text)):
         found = f"characters {entry['start']} to {entry['end']}" if entry["text"] else "no answer"
         say(f"  {'Answer' if not n else 'Next best':<11} {entry['probability']:.3f}   "
             f"{' '.join(entry['text'].split()) or '(none)'}   {found}")
     if odds is not None:
         say(f"  No answer   scores {odds:+.3f} against the best one, and is given above {threshold:+.3f}")
-    if "random" in note:
+    if note and "comes trained" not in note:
         say(f"  Careful: {note}; train it first, or this says nothing")
 
 
@@ -1088,7 +1125,9 @@ def load_answerer(args, checkpoint, config, vocab_size):
     if checkpoint:
         model, note = load(str(checkpoint), None, False)
     else:
-        config, new_head = copy.deepcopy(config), config.num_labels != 2  # one for something else
+        # A head for something else, which may have the same names and shapes.
+        others = [name for name in config.architectures or [] if name.endswith("Classification")]
+        config, new_head = copy.deepcopy(config), config.num_labels != 2 or bool(others)
         config.num_labels = 2
         model, note = load(args.model, config, args.from_scratch, new_head=new_head)
     model.register_forward_hook(hide_padding, with_kwargs=True)
@@ -1112,8 +1151,6 @@ def fit(args, training, processes, tokenizer, config, windows, score, state, che
         f"{sampler.accumulation_steps}); {sampler.padding():.1%} of the tokens are padding")
     training = copy.copy(training)
     training.eval_on_start = score is not None and checkpoint is None
-    if processes.rank == 0:
-        clear_output(args.output_dir, state["step"], args.overwrite_output_dir)
     patience = args.early_stopping_patience
     trainer = ExactTrainer(
         model=model, args=training, settings=vars(args), processes=processes, sampler=sampler,
@@ -1121,6 +1158,8 @@ def fit(args, training, processes, tokenizer, config, windows, score, state, che
         collator=make_collator(windows, tokenizer, config), score=score, run_state=state, stop_signal=StopSignal(),
         tokenizer=tokenizer,
         callbacks=[EarlyStoppingCallback(patience)] if patience else None)
+    if processes.rank == 0:
+        clear_output(args.output_dir, state["step"], args.overwrite_output_dir)
     start_trackers(trainer.accelerator, "qa", shown_settings(args), state)
     return trainer, run_trainer(trainer, checkpoint, say), note
 
@@ -1156,13 +1195,8 @@ def train_or_load(args, training, processes, tokenizer, config, windows, score, 
 # ---------------------------------------------------------------- main
 
 
-def check_run(args, data, version_2, tokenizer):
+def check_run(args, data, version_2):
     """Find what cannot work once the data are known. InputError for it."""
-    if not tokenizer.is_fast:
-        raise InputError(f"--model {args.model}: its tokenizer does not tell where in the text a token stands. "
-                         "Expected a fast one, from a tokenizer.json; give one with --tokenizer_name.")
-    if data is None:
-        return
     if args.early_stopping_patience and "validation" not in data:
         raise InputError("--early_stopping_patience needs scores: give --validation_file")
     names = ["f1", "exact", "loss", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact", "best_f1", "best_exact"]
@@ -1183,8 +1217,9 @@ def describe_data(data, windows, version_2, output_dir, say):
             + f" on {len(texts):,} paragraphs, {len(windows[split]):,} windows, of {name}"
             + (f"; {repeated:,} questions stand there more than once" if repeated else ""))
         inexact += list_inexact(rows, windows[split]) if split in ("train", "validation") else []
-    write_list(output_dir, "inexact_answers.jsonl", inexact, "answers begin or end inside a token, or fit in no window "
-               "whole", say)
+    if "train" in data or "validation" in data:
+        write_list(output_dir, "inexact_answers.jsonl", inexact, "answers begin or end inside a token, or fit in no "
+                   "window whole", say)
     if data:
         say(f"Scores      by the rules of SQuAD {'2.0' if version_2 else '1.1'}")
 
@@ -1193,7 +1228,9 @@ def read_asked(args, tokenizer):
     """Make the row of --question, as read_question does. InputError where it does not fit a window, or is no text."""
     text = args.context
     if args.context_file is not None:
-        (path,) = find_files([args.context_file], "--context_file")
+        path, *more = find_files([args.context_file], "--context_file")
+        if more:
+            raise InputError(f"--context_file {args.context_file}: {len(more) + 1} files; expected one")
         text = "\n".join(line for _, lines in read_lines(path) for line in lines)
     row = read_question({"id": None, "question": args.question}, text, args.context_file or "--question")
     fault = []
@@ -1219,14 +1256,12 @@ def write_answers(args, answerer, say):
     """Write the answers to --questions_file to answers.jsonl, a row each, with the three next best."""
     lines = []
     for n, (row, text) in enumerate(zip(answerer.rows, answerer.texts, strict=True)):
-        ranked = answerer.ranked(n)
-        best = next((entry for entry in ranked if entry["text"] == text), ranked[0])
+        best, *others = pick_shown(answerer.ranked(n), text)
         line = {"id": row["id"], "question": row["question"], "answer": text, "score": best["probability"],
                 "start": best["start"], "end": best["end"]}
         if answerer.version_2:
             line |= {"no_answer_odds": float(answerer.odds[n]), "threshold": answerer.threshold}
-        line["next_best"] = [{"answer": entry["text"], "score": entry["probability"]}
-                             for entry in ranked if entry is not best][:3]
+        line["next_best"] = [{"answer": entry["text"], "score": entry["probability"]} for entry in others]
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     path = Path(args.output_dir, "answers.jsonl")
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -1259,11 +1294,11 @@ def answer_at_end(args, model, answerers, threshold, results, say, is_main):
     return results
 
 
-def finish(args, model, tokenizer, data, results, note):
+def finish(args, model, tokenizer, data, windows, results, note):
     """Leave behind what the run has made: results; of a training run the model and its card, on the Hub if asked."""
     if args.do_train:
         save_model(args.output_dir, model, tokenizer)
-        sizes = {split: (len(rows), sum(len(text.split()) for text in {row["context"] for row in rows}), name)
+        sizes = {split: (len(rows), int(lengths_of(windows[split]).sum()), name)
                  for split, (rows, name) in data.items()}
         write_model_card(args.output_dir, args.model, f"trained on {data['train'][1]} to answer questions with a span "
                          f"of a text; {note}.", "question-answering", sizes, results, shown_settings(args))
@@ -1285,7 +1320,9 @@ def main(argv=None):
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
     config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides,
                                                   args.max_seq_length, **hub)
-    check_run(args, None, None, tokenizer)
+    if not tokenizer.is_fast:
+        raise InputError(f"--model {args.model}: its tokenizer does not tell where in the text a token stands. "
+                         "Expected a fast one, from a tokenizer.json; give one with --tokenizer_name.")
     asked = read_asked(args, tokenizer) if args.question is not None else None
     todo, data = args.do_train or args.do_eval or args.do_predict is not False, {}
     checkpoint, state = None, {"step": 0, "run_id": os.urandom(8).hex()}
@@ -1295,7 +1332,9 @@ def main(argv=None):
         data = prepare_rows(args, tokenizer, say)
     kept = None if args.do_train else getattr(config, "no_answer_threshold", None)
     version_2 = find_version(data, args.version_2_with_negative, kept is not None, say)
-    check_run(args, data, version_2, tokenizer)
+    check_run(args, data, version_2)
+    if args.do_train and version_2:
+        config.no_answer_threshold = args.null_score_diff_threshold or 0.0  # in checkpoints
     on_cpu, precision, threads = choose_device(args.mixed_precision, args.cpu_threads)
     training = make_training_arguments(args, on_cpu, precision, args.do_train and "validation" in data)
     processes = join_processes(training.world_size, training.process_index, training.local_process_index)
@@ -1312,6 +1351,7 @@ def main(argv=None):
 
     windows = {split: cut(rows) for split, (rows, _) in data.items()} | ({"asked": cut([asked])} if asked else {})
     describe_data(data, windows, version_2, args.output_dir, say)
+
     def make_answerer(rows, windows):
         return Answerer(rows, windows, version_2, args.null_score_diff_threshold or 0.0, args.n_best_size,
                         args.max_answer_length, collator=make_collator(windows, tokenizer, config),
@@ -1326,19 +1366,19 @@ def main(argv=None):
             checkpoint, say)
         threshold = choose_threshold(args, model.config, version_2, kept, results)
         results = answer_at_end(args, model, answerers, threshold, results, say, rank == 0)
+        accelerator.log({name: value for name, value in results.items() if name.startswith(("eval_", "predict_"))},
+                        step=results.get("step", 0))
+        if rank == 0 and todo:
+            finish(args, accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False), tokenizer,
+                   data, windows, results, note)
+        show_results(results, note, args.output_dir, say)
         if asked:
             answer_question(args, accelerator, model, asked, windows["asked"],
                             make_collator(windows["asked"], tokenizer, config), note, say, version_2=version_2,
                             threshold=threshold)
     except torch.OutOfMemoryError:
-        raise out_of_memory(args.per_device_train_batch_size, args.max_seq_length,
-                            args.gradient_accumulation_steps) from None
-    accelerator.log({name: value for name, value in results.items() if name.startswith(("eval_", "predict_"))},
-                    step=results.get("step", 0))
-    if rank == 0 and todo:
-        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        finish(args, model, tokenizer, data, results, note)
-    show_results(results, note, args.output_dir, say)
+        raise out_of_memory(*((args.per_device_train_batch_size, args.max_seq_length, args.gradient_accumulation_steps)
+                              if args.do_train else (args.per_device_eval_batch_size, args.max_seq_length))) from None
     accelerator.end_training()
 
 
@@ -1496,10 +1536,13 @@ def read_question(row, context, place):
     if name is not None and type(name) not in (str, int):
         raise InputError(f"{place}: expected an id that is text or a whole number, found {str(name)[:40]!r}")
     place += f" (id {name})" if name is not None else ""
+    if re.search("[\ud800-\udfff]", str(name)):
+        raise InputError(f"{place}: the id {name!r} holds half a character (a lone surrogate). Expected Unicode text.")
     for what, text in (("question", row.get("question")), ("context", context)):
         if not isinstance(text, str):
-            found = f"found {str(text)[:40]!r}" if text is not None else f"there are {', '.join(map(str, row))}"
-            raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs question and context.")
+            found = f"found {str(text)[:40]!r}" if text is not None else f"there is none; the row has {', '.join(row)}"
+            raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs question and context, "
+                             "which in SQuAD's layout its paragraph has.")
         if not text.strip():
             raise InputError(f"{place}: the {what} is empty. Expected text; take the question out of the data.")
         if re.search("[\ud800-\udfff]", text):
@@ -1536,13 +1579,13 @@ def list_questions(entry, place):
 
 
 # Copied from utils.squad.read_entries
-def read_entries(entries, stem, on_fault):
+def read_entries(entries, stem, on_fault, counts=None):
     """Read questions out of (place, entry) as list_questions takes them: yields dicts as read_question makes them.
 
     A question without an id is named by stem and its number. on_fault is called with place and InputError of each
-    question that is at fault.
+    question that is at fault. counts: how many were read under each stem, which several files can have; counted on.
     """
-    number = 0
+    counts = {} if counts is None else counts
     for place, entry in entries:
         try:
             questions = list_questions(entry, place)
@@ -1550,23 +1593,23 @@ def read_entries(entries, stem, on_fault):
             on_fault(place, fault)
             continue
         for where, row, context in questions:
-            number += 1
+            counts[stem] = counts.get(stem, 0) + 1
             try:
                 question = read_question(row, context, where)
             except InputError as fault:
                 on_fault(where, fault)
             else:
-                yield question | {"id": f"{stem}-{number}" if question["id"] is None else question["id"]}
+                yield question | {"id": f"{stem}-{counts[stem]}" if question["id"] is None else question["id"]}
 
 
 # Copied from utils.squad.read_questions
-def read_questions(path, on_fault):
+def read_questions(path, on_fault, counts=None):
     """Read the questions of a file, with answers or without, as read_entries yields them.
 
     The file is JSON in SQuAD's layout (data, paragraphs, qas), or has rows of id, question, context and answers, as a
     list in .json or a row a line in .jsonl; all also as .gz.
     """
-    return read_entries(read_json(path, on_fault), os.path.basename(path).split(".")[0], on_fault)
+    return read_entries(read_json(path, on_fault), os.path.basename(path).split(".")[0], on_fault, counts)
 
 
 # Copied from utils.arguments.ArgumentParser
@@ -1734,11 +1777,12 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
         note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
                 else f"its {head} comes trained")
     if new_head and not from_scratch:
-        parts = {name: module for name, module in model.named_modules()
-                 if isinstance(module, torch.nn.Linear) and not name.startswith(model.base_model_prefix)}
+        parts = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+                 and not name.startswith(model.base_model_prefix) and module.out_features == config.num_labels}
         for part in parts.values():  # of the same shape as the weights of other labels
             torch.nn.init.normal_(part.weight, std=getattr(config, "initializer_range", 0.02))
-            torch.nn.init.zeros_(part.bias)
+            if part.bias is not None:
+                torch.nn.init.zeros_(part.bias)
         note = f"these parts start at random, as its own are for other labels: {', '.join(parts)}"
     size = model.get_input_embeddings().num_embeddings
     if vocab_size > size:
@@ -2089,12 +2133,17 @@ class Processes:
 
 
 # Copied from utils.running.out_of_memory
-def out_of_memory(batch_size, max_seq_length, accumulation_steps):
-    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory."""
-    return InputError(
-        f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The same result in "
-        f"half the memory: --per_device_train_batch_size {max(1, batch_size // 2)} --gradient_accumulation_steps "
-        f"{accumulation_steps * 2}; --gradient_checkpointing and a smaller --max_seq_length help too.")
+def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
+    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
+
+    accumulation_steps: None where the run does not train.
+    """
+    half = max(1, batch_size // 2)
+    same = (f"--per_device_eval_batch_size {half}; a smaller --max_seq_length helps" if accumulation_steps is None else
+            f"--per_device_train_batch_size {half} --gradient_accumulation_steps {accumulation_steps * 2}; "
+            "--gradient_checkpointing and a smaller --max_seq_length help")
+    return InputError(f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The "
+                      f"same result in half the memory: {same} too.")
 
 
 # Copied from utils.running.StopSignal
@@ -2169,6 +2218,8 @@ def open_output(output_dir, training, resume, overwrite, say):
     Raises:
         InputError: the folder is in use or cannot be made, or the checkpoint is not whole.
     """
+    if not output_dir:
+        raise InputError("--output_dir is empty; name a folder")
     output_dir, checkpoint = Path(output_dir), None
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -2332,7 +2383,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings, table
               if not (value is None or value is False or value == [])}  # a 0 is a setting
     lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
-             "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
+             "| data | examples | tokens | source |", "| --- | ---: | ---: | --- |", *sizes, "",
              "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
              "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
              *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
@@ -2499,15 +2550,25 @@ class ExactTrainer(Trainer):
 
     Attributes:
         stopped: whether a signal ended the training. paused: seconds spent on scoring and saving. scored_at: the update
-            after which the model was last scored, or None.
+            after which the model was last scored, or None. last_update: how many there are to be.
+
+    Raises:
+        InputError: the flags do not go together, or a package that they need is missing.
     """
 
     def __init__(self, *, settings, processes, sampler, collator, score, run_state, stop_signal, tokenizer, **rest):
         self.settings, self.processes, self.sampler, self.score = settings, processes, sampler, score
         self.run_state, self.stop_signal, self.tokenizer = run_state, stop_signal, tokenizer
         self.stopped, self.paused, self.scored_at = False, 0.0, None
-        super().__init__(data_collator=collator, train_dataset=range(sampler.n),
-                         eval_dataset=range(1) if score else None, **rest)
+        try:  # now, when nothing that lies in the output folder is cleared yet
+            super().__init__(data_collator=collator, train_dataset=range(sampler.n),
+                             eval_dataset=range(1) if score else None, **rest)
+            given = self.args.max_steps
+            self.last_update = given if given > 0 else sampler.updates_until(self.args.num_train_epochs)
+            self.create_optimizer_and_scheduler(self.last_update)
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"these flags cannot be trained with: {' '.join(str(error).split())}. See --optim, "
+                             "--adam_beta1, --lr_scheduler_type and what is like them in --help.") from None
         self.add_callback(RunCallback(self))
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
 
@@ -2597,8 +2658,7 @@ def run_trainer(trainer, checkpoint, say):
     """
     sampler, run_state, args = trainer.sampler, trainer.run_state, trainer.args
     before, patience = run_state["step"], trainer.settings["early_stopping_patience"]
-    max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
-    ended = checkpoint and (before >= max_steps or (patience and run_state["ended_by_patience"] == patience))
+    ended = checkpoint and (before >= trainer.last_update or (patience and run_state["ended_by_patience"] == patience))
     begun = time.perf_counter()
     if ended:
         trainer.finish(checkpoint)  # there is nothing left to do; train() would do one update more

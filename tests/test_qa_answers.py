@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from run_qa import (
     make_collator,
     make_windows,
     normalize_answer,
+    pick_shown,
     rank_answers,
     search_spans,
     span_loss,
@@ -148,6 +150,9 @@ def test_a_context_that_just_fits_has_one_window(tokenizers):
     size = len(tokenizer("Who?", context)["input_ids"])
     row = question_row(context, 0, 3, question="Who?")
     assert [len(make_windows([row], tokenizer, size - cut, 4)) for cut in (0, 1)] == [1, 2]
+    tokens = len(tokenizer(context, add_special_tokens=False)["input_ids"])
+    # As much as two windows would share, and more; but there is only one.
+    assert [len(make_windows([row], tokenizer, size, tokens + more)) for more in (-1, 0, 5)] == [1, 1, 1]
 
 
 def test_unknown_answers_no_answers_and_answers_elsewhere_are_told_apart(tokenizers):
@@ -451,6 +456,8 @@ def test_whole_paragraphs_are_held_out():
     assert sorted(row["id"] for row in drawn + rest) == list(range(100))
     alone = [{"context": "one", "id": n} for n in range(20)]
     assert len(take_part(alone, "data", "drawn", 10)) == 2
+    with pytest.raises(run_qa.InputError, match="data: 90% of its 3 paragraphs, .* leave none to train on"):
+        take_part(rows[:15], "data", "rest", 90)
 
 
 def test_a_picture_of_300_tokens_has_rows_that_can_be_read(tmp_path):
@@ -460,6 +467,22 @@ def test_a_picture_of_300_tokens_has_rows_that_can_be_read(tmp_path):
     height, width, colors = picture.shape
     assert colors == 3 and height > 1200 and width > 1000  # 8 rows of 40
     draw_scores(tmp_path / "none.png", [], "nothing")
+
+
+def test_a_token_as_long_as_a_link_leaves_room_for_the_bars(tmp_path):
+    tokens = [("h" * 200, 0.0, 1.0), ("x", 1.0, 0.0), ("y", 0.5, 0.5)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns where labels leave none
+        drawn = draw_scores(tmp_path / "scores.png", tokens, "title")
+        assert drawn.shape == draw_scores(tmp_path / "short.png", [("a", *pair) for _, *pair in tokens], "title").shape
+
+
+def test_each_text_is_shown_once_and_the_answer_first():
+    ranked = [{"text": text, "probability": share} for text, share in (
+        ("Ada", 0.4), ("", 0.3), ("Ada", 0.1), ("met", 0.1), ("Ada met", 0.06), ("Babbage", 0.04))]
+    assert [entry["text"] for entry in pick_shown(ranked, "Ada")] == ["Ada", "", "met", "Ada met"]
+    assert [entry["text"] for entry in pick_shown(ranked, "")] == ["", "Ada", "met", "Ada met"]
+    assert pick_shown(ranked, "Ada")[0]["probability"] == 0.4
 
 
 def test_predictions_can_be_read_back(tmp_path):

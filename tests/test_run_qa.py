@@ -13,7 +13,12 @@ import torch.nn.functional as F
 import yaml
 from helpers import ALIKE, Run, contents, read_log, read_results, run_script
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from run_qa import make_windows, normalize_answer, search_spans, token_f1
 from utils.sampling import SimilarLengthSampler
@@ -318,6 +323,40 @@ def test_a_question_is_answered_as_by_a_plain_search_and_drawn(qa, trained, pros
     assert not (tmp_path / "out" / "all_results.json").exists()
 
 
+def test_asking_leaves_what_a_training_run_left(qa, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "out")
+    (tmp_path / "out" / "inexact_answers.jsonl").write_text("{}\n", encoding="utf-8")
+    before = contents(tmp_path / "out")
+    qa(model=tmp_path / "out", question="Who?", context="Ada met Babbage.").checked()
+    assert contents(tmp_path / "out") == before
+
+
+def test_the_held_out_part_of_a_training_file_can_be_evaluated_on_alone(qa, trained, qa_files, tmp_path):
+    done = qa(model=trained, train_file=qa_files["train_file"], do_eval=True).checked()
+    assert re.search("Validation +2 questions on 1 paragraphs", done.out) and "Train " not in done.out
+    assert read_results(tmp_path / "out").keys() == {"eval_loss", "eval_exact_match", "eval_f1"}
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_context_of_which_the_tokenizer_makes_nothing_has_no_answer(qa, trained, tmp_path):
+    rows = [{"id": "a", "question": "Who?", "context": "\u200b"}, GOOD | {"id": "b"}]
+    (tmp_path / "test.json").write_text(json.dumps(rows), encoding="utf-8")
+    done = qa(model=trained, test_file="test.json", per_device_eval_batch_size=1).checked()
+    assert "1 of 2 test questions have no answers" in done.out and read_results(tmp_path / "out") == {}
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert predictions["a"] == "" and predictions["b"]
+
+
+def test_a_classifier_with_as_many_labels_has_no_head_for_answers(qa, answering_bert, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(answering_bert)
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    config = AutoConfig.for_model("modernbert", vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16,
+                                  num_hidden_layers=1, num_attention_heads=2, num_labels=2, pad_token_id=0)  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "classifier")
+    out = qa(model="classifier", question="Who?", context="Ada met Babbage.").checked().out
+    assert "Careful: these parts start at random" in out and "comes trained" not in out
+
+
 def test_questions_of_a_file_are_answered_into_a_file(qa, trained, tmp_path):
     rows = [{"question": "Who?", "context": "Ada met Babbage."},
             {"id": 5, "question": "Where?", "context": "In London, not in Paris."}]  # fmt: skip
@@ -342,7 +381,7 @@ def test_a_test_file_without_answers_is_answered_and_not_scored(qa, trained, qa_
         question["answers"] = []
     (tmp_path / "test.json").write_text(json.dumps(squad), encoding="utf-8")
     done = qa(model=trained, test_file="test.json").checked()
-    assert "SQuAD 2.0" not in done.out
+    assert "SQuAD 2.0" not in done.out and "answered, and not scored" in done.out
     assert read_results(tmp_path / "out") == {}
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
     assert predictions.keys() == {question["id"] for question in qas} and all(predictions.values())
@@ -405,7 +444,13 @@ MISTAKES = {
     "nothing": ({"train_file": "nothing.json"}, ["nothing.json", "no question"]),
     "missing": ({"train_file": "missing.json"}, ["--train_file missing.json", "no such file"]),
     "too long": ({"max_seq_length": 65}, ["--max_seq_length is 65", "at most 64"]),
-    "n best": ({"n_best_size": 0}, ["--n_best_size is 0", "1 or more"]),
+    "n best": ({"n_best_size": 0}, ["--n_best_size is 0", "1 to 1000"]),
+    "epochs": ({"num_train_epochs": "inf"}, ["--num_train_epochs is inf"]),
+    "optimizer": ({"adam_beta1": 2}, ["beta", "2.0", "--adam_beta1"]),
+    "scheduler": ({"lr_scheduler_type": "cosine_with_min_lr"}, ["min_lr", "--lr_scheduler_type"]),
+    "no folder": ({"output_dir": ""}, ["--output_dir is empty"]),
+    "nothing to score": ({"train_file": None, "test_file": "good.json", "do_eval": True}, ["--do_eval has no data"]),
+    "no best": ({"load_best_model_at_end": True, "validation_split_percentage": 0}, ["--load_best_model_at_end"]),
     "metric": ({"metric_for_best_model": "exact"}, ["--metric_for_best_model exact", "exact_match", "SQuAD 1.1"]),
     "flag": ({"doc_strides": 3}, ["unknown argument --doc_strides", "did you mean --doc_stride?"]),
     "question alone": (ASKED, ["--question", "--context"]),
@@ -414,6 +459,8 @@ MISTAKES = {
     "empty file": (ASKED | {"context_file": "empty.txt"}, ["empty.txt", "the context is empty"]),
     "long question": (ASKED | {"question": "who " * 60, "context": "x"}, ["--question", "of 48 (--max_seq_length)"]),
     "no plot": ({"plot_scores": "x.png"}, ["--plot_scores", "--question"]),
+    "two files": (ASKED | {"context_file": "e*.json"}, ["e*.json: 2 files", "expected one"]),
+    "plot in a file": (ASKED | {"context": "x", "plot_scores": "good.json/x.png"}, ["good.json/x.png", "written"]),
     "plot ending": (ASKED | {"context": "x", "plot_scores": "x.doc"}, ["x.doc", ".png"]),
     "nothing to predict": ({"do_predict": True}, ["--do_predict", "--test_file"]),
     "no network": ({"train_file": None}, ["rajpurkar/squad", "--train_file"]),
@@ -438,16 +485,18 @@ def test_two_processes_say_it_once(qa, inputs, name):
 
 
 def test_faulty_questions_are_left_out_and_listed_where_that_is_asked_for(qa, inputs, tmp_path):
-    files = [f"{name}.json" for name in ("elsewhere", "no_context")]
+    files = [f"{name}.json" for name in ("elsewhere", "no_context", "unlabelled")]
     rows = [GOOD | {"id": f"x{n}"} for n in range(8)] + [GOOD | {"id": "q1"}]
     (tmp_path / "more.json").write_text(json.dumps(rows), encoding="utf-8")
     for name in files:
         shutil.copy(inputs / name, tmp_path)
+    unlabelled = (tmp_path / "unlabelled.json").read_text(encoding="utf-8").replace("q1", "q3").replace("q2", "q4")
+    (tmp_path / "unlabelled.json").write_text(unlabelled, encoding="utf-8")
     done = qa(train_file=[*files, "more.json"], on_bad_row="skip", max_steps=1, validation_split_percentage=0).checked()
-    assert "9 questions" in re.search("Train .*", done.out)[0] and "3 faulty questions are left out" in done.out
+    assert "10 questions" in re.search("Train .*", done.out)[0] and "4 faulty questions are left out" in done.out
     lines = [json.loads(line) for line in (tmp_path / "out" / "skipped_rows.jsonl").read_text("utf-8").splitlines()]
-    assert [line["place"].split(",")[0] for line in lines] == ["elsewhere.json", "no_context.json", "more.json"]
-    assert "already" in lines[2]["reason"]
+    assert [line["place"].split(",")[0] for line in lines] == [*files[:2], "more.json", files[2]]
+    assert "already" in lines[2]["reason"] and "no answers" in lines[3]["reason"]
 
 
 def test_answers_that_tokens_cannot_give_back_are_counted_and_listed(qa, tmp_path):

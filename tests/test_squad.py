@@ -172,3 +172,16 @@ def test_rows_of_a_data_set_are_read_alike():
         ("a", [("Ada", 0)]),
         ("train-2", []),
     ]
+
+
+def test_questions_without_ids_have_names_of_their_own_in_files_of_one_name(tmp_path):
+    counts, rows = {}, []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        path = write(tmp_path / folder / "train.json", [{"question": "Where?", "context": CONTEXT}] * 2)
+        rows += read_questions(path, fail, counts)
+    assert [row["id"] for row in rows] == ["train-1", "train-2", "train-3", "train-4"]
+
+
+def test_half_a_character_in_an_id_is_a_fault(tmp_path):
+    assert "lone surrogate" in fault_of(tmp_path, squad(qa("a\ud800")))

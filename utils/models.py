@@ -82,11 +82,12 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
         note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
                 else f"its {head} comes trained")
     if new_head and not from_scratch:
-        parts = {name: module for name, module in model.named_modules()
-                 if isinstance(module, torch.nn.Linear) and not name.startswith(model.base_model_prefix)}
+        parts = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+                 and not name.startswith(model.base_model_prefix) and module.out_features == config.num_labels}
         for part in parts.values():  # of the same shape as the weights of other labels
             torch.nn.init.normal_(part.weight, std=getattr(config, "initializer_range", 0.02))
-            torch.nn.init.zeros_(part.bias)
+            if part.bias is not None:
+                torch.nn.init.zeros_(part.bias)
         note = f"these parts start at random, as its own are for other labels: {', '.join(parts)}"
     size = model.get_input_embeddings().num_embeddings
     if vocab_size > size:

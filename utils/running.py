@@ -134,12 +134,17 @@ class Processes:
         return result
 
 
-def out_of_memory(batch_size, max_seq_length, accumulation_steps):
-    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory."""
-    return InputError(
-        f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The same result in "
-        f"half the memory: --per_device_train_batch_size {max(1, batch_size // 2)} --gradient_accumulation_steps "
-        f"{accumulation_steps * 2}; --gradient_checkpointing and a smaller --max_seq_length help too.")
+def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
+    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
+
+    accumulation_steps: None where the run does not train.
+    """
+    half = max(1, batch_size // 2)
+    same = (f"--per_device_eval_batch_size {half}; a smaller --max_seq_length helps" if accumulation_steps is None else
+            f"--per_device_train_batch_size {half} --gradient_accumulation_steps {accumulation_steps * 2}; "
+            "--gradient_checkpointing and a smaller --max_seq_length help")
+    return InputError(f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The "
+                      f"same result in half the memory: {same} too.")
 
 
 class StopSignal:

@@ -65,10 +65,13 @@ def read_question(row, context, place):
     if name is not None and type(name) not in (str, int):
         raise InputError(f"{place}: expected an id that is text or a whole number, found {str(name)[:40]!r}")
     place += f" (id {name})" if name is not None else ""
+    if re.search("[\ud800-\udfff]", str(name)):
+        raise InputError(f"{place}: the id {name!r} holds half a character (a lone surrogate). Expected Unicode text.")
     for what, text in (("question", row.get("question")), ("context", context)):
         if not isinstance(text, str):
-            found = f"found {str(text)[:40]!r}" if text is not None else f"there are {', '.join(map(str, row))}"
-            raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs question and context.")
+            found = f"found {str(text)[:40]!r}" if text is not None else f"there is none; the row has {', '.join(row)}"
+            raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs question and context, "
+                             "which in SQuAD's layout its paragraph has.")
         if not text.strip():
             raise InputError(f"{place}: the {what} is empty. Expected text; take the question out of the data.")
         if re.search("[\ud800-\udfff]", text):
@@ -102,13 +105,13 @@ def list_objects(owner, name, place):
     return found
 
 
-def read_entries(entries, stem, on_fault):
+def read_entries(entries, stem, on_fault, counts=None):
     """Read questions out of (place, entry) as list_questions takes them: yields dicts as read_question makes them.
 
     A question without an id is named by stem and its number. on_fault is called with place and InputError of each
-    question that is at fault.
+    question that is at fault. counts: how many were read under each stem, which several files can have; counted on.
     """
-    number = 0
+    counts = {} if counts is None else counts
     for place, entry in entries:
         try:
             questions = list_questions(entry, place)
@@ -116,19 +119,19 @@ def read_entries(entries, stem, on_fault):
             on_fault(place, fault)
             continue
         for where, row, context in questions:
-            number += 1
+            counts[stem] = counts.get(stem, 0) + 1
             try:
                 question = read_question(row, context, where)
             except InputError as fault:
                 on_fault(where, fault)
             else:
-                yield question | {"id": f"{stem}-{number}" if question["id"] is None else question["id"]}
+                yield question | {"id": f"{stem}-{counts[stem]}" if question["id"] is None else question["id"]}
 
 
-def read_questions(path, on_fault):
+def read_questions(path, on_fault, counts=None):
     """Read the questions of a file, with answers or without, as read_entries yields them.
 
     The file is JSON in SQuAD's layout (data, paragraphs, qas), or has rows of id, question, context and answers, as a
     list in .json or a row a line in .jsonl; all also as .gz.
     """
-    return read_entries(read_json(path, on_fault), os.path.basename(path).split(".")[0], on_fault)
+    return read_entries(read_json(path, on_fault), os.path.basename(path).split(".")[0], on_fault, counts)

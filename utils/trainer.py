@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerState
 
 from utils.checkpoints import save_checkpoint
+from utils.reading import InputError
 from utils.running import ignore_interrupts
 
 
@@ -123,15 +124,25 @@ class ExactTrainer(Trainer):
 
     Attributes:
         stopped: whether a signal ended the training. paused: seconds spent on scoring and saving. scored_at: the update
-            after which the model was last scored, or None.
+            after which the model was last scored, or None. last_update: how many there are to be.
+
+    Raises:
+        InputError: the flags do not go together, or a package that they need is missing.
     """
 
     def __init__(self, *, settings, processes, sampler, collator, score, run_state, stop_signal, tokenizer, **rest):
         self.settings, self.processes, self.sampler, self.score = settings, processes, sampler, score
         self.run_state, self.stop_signal, self.tokenizer = run_state, stop_signal, tokenizer
         self.stopped, self.paused, self.scored_at = False, 0.0, None
-        super().__init__(data_collator=collator, train_dataset=range(sampler.n),
-                         eval_dataset=range(1) if score else None, **rest)
+        try:  # now, when nothing that lies in the output folder is cleared yet
+            super().__init__(data_collator=collator, train_dataset=range(sampler.n),
+                             eval_dataset=range(1) if score else None, **rest)
+            given = self.args.max_steps
+            self.last_update = given if given > 0 else sampler.updates_until(self.args.num_train_epochs)
+            self.create_optimizer_and_scheduler(self.last_update)
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"these flags cannot be trained with: {' '.join(str(error).split())}. See --optim, "
+                             "--adam_beta1, --lr_scheduler_type and what is like them in --help.") from None
         self.add_callback(RunCallback(self))
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
 
@@ -220,8 +231,7 @@ def run_trainer(trainer, checkpoint, say):
     """
     sampler, run_state, args = trainer.sampler, trainer.run_state, trainer.args
     before, patience = run_state["step"], trainer.settings["early_stopping_patience"]
-    max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
-    ended = checkpoint and (before >= max_steps or (patience and run_state["ended_by_patience"] == patience))
+    ended = checkpoint and (before >= trainer.last_update or (patience and run_state["ended_by_patience"] == patience))
     begun = time.perf_counter()
     if ended:
         trainer.finish(checkpoint)  # there is nothing left to do; train() would do one update more

@@ -31,6 +31,8 @@ def open_output(output_dir, training, resume, overwrite, say):
     Raises:
         InputError: the folder is in use or cannot be made, or the checkpoint is not whole.
     """
+    if not output_dir:
+        raise InputError("--output_dir is empty; name a folder")
     output_dir, checkpoint = Path(output_dir), None
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -316,7 +318,7 @@ def write_model_card(output_dir, base, task, tag, data, results, settings, table
               if not (value is None or value is False or value == [])}  # a 0 is a setting
     lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
              f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
-             "| data | examples | tokens of the text | source |", "| --- | ---: | ---: | --- |", *sizes, "",
+             "| data | examples | tokens | source |", "| --- | ---: | ---: | --- |", *sizes, "",
              "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
              "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
              *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
