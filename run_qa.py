@@ -744,30 +744,51 @@ def choose_spans(top, questions, n_best, max_answer_length):
         characters of its context, start_logit, end_logit, score (their sum, float64).
     """
     kept, wide = [], top["start"].shape[1]
+    tensors = {name: torch.from_numpy(values) for name, values in top.items()}
     at_once = max(1, 400_000 // wide**2)  # (windows, starts, ends) of all windows would be too much
     for at in range(0, len(questions), at_once):
-        part = slice(at, at + at_once)
-        further = top["end"][part][:, None, :] - top["start"][part][:, :, None]  # tokens
-        scores = top["start_logit"][part][:, :, None].astype(np.float64) + top["end_logit"][part][:, None, :]
-        scores[(further < 0) | (further >= max_answer_length)] = -np.inf
-        kept.append([values.numpy() for values in find_highest(torch.from_numpy(scores).flatten(1), n_best)])
+        first, last, start_logit, end_logit = (
+            tensors[name][at : at + at_once] for name in ("start", "end", "start_logit", "end_logit"))
+        further = last[:, None, :] - first[:, :, None]  # tokens
+        scores = start_logit[:, :, None].double() + end_logit[:, None, :]
+        scores.masked_fill_((further < 0) | (further >= max_answer_length), -torch.inf)
+        kept.append([values.numpy() for values in find_highest(scores.flatten(1), n_best)])
     scores, pairs = (np.concatenate(parts) for parts in zip(*kept, strict=True))  # (windows, pairs)
     i, j = np.divmod(pairs, wide)
     starts, ends = np.take_along_axis(top["start_char"], i, 1), np.take_along_axis(top["end_char"], j, 1)
-    lengths = np.maximum(ends - starts, 0).astype(np.int64)
-    farthest, longest = int(starts.max(initial=0)), int(lengths.max(initial=0))
-    spans = (questions[:, None] * (farthest + 1) + starts) * (longest + 1) + lengths  # a number for each
-    window, rank = np.nonzero(scores > -np.inf)
-    order = np.lexsort((-scores[window, rank], questions[window]))  # of equal ones those of the first window come first
-    window, rank = window[order], rank[order]
-    first = np.sort(np.unique(spans[window, rank], return_index=True)[1])  # windows that overlap find the same spans
-    window, rank = window[first], rank[first]
-    is_best = np.arange(len(window)) - np.searchsorted(questions[window], questions[window]) < n_best
-    window, rank = window[is_best], rank[is_best]
+    window, rank = merge_windows(scores, starts.astype(np.int64) << 32 | ends, questions, n_best)
     i, j = i[window, rank], j[window, rank]
     return {"question": questions[window], "start": starts[window, rank], "end": ends[window, rank],
             "start_logit": top["start_logit"][window, i], "end_logit": top["end_logit"][window, j],
             "score": scores[window, rank]}
+
+
+def merge_windows(scores, spans, questions, n_best):
+    """Find the best spans of each question among those of its windows, each span once: (windows, ranks), by question.
+
+    Args:
+        scores: of the spans of each window, the best first, -inf where there are no more, (windows, ranks). spans: a
+            number that tells each span of a question from the others, (windows, ranks). questions: as choose_spans.
+    """
+    found, wide = [], scores.shape[1]
+    begins = np.flatnonzero(np.diff(questions, prepend=-1))
+    counts = np.diff(np.append(begins, len(questions)))
+    for count in np.unique(counts):  # the questions with so many windows: small sorts, row by row, are fast
+        windows = begins[counts == count][:, None] + np.arange(count)
+        mine, numbers = (values[windows].reshape(len(windows), -1) for values in (scores, spans))
+        order = np.argsort(-mine, axis=1, kind="stable")  # of equal ones those of the first window come first
+        numbers = np.take_along_axis(numbers, order, 1)
+        alike = np.argsort(numbers, axis=1, kind="stable")  # windows that overlap find the same spans
+        numbers = np.take_along_axis(numbers, alike, 1)
+        is_best = np.take_along_axis(mine, order, 1) > -np.inf
+        np.put_along_axis(is_best, alike[:, 1:], np.take_along_axis(is_best, alike[:, 1:], 1)
+                          & (numbers[:, 1:] != numbers[:, :-1]), 1)
+        row, place = np.nonzero(is_best & (is_best.cumsum(axis=1) <= n_best))
+        window, rank = np.divmod(order[row, place], wide)
+        found.append((windows[row, window], rank))
+    window, rank = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.argsort(questions[window], kind="stable")
+    return window[order], rank[order]
 
 
 def search_spans(windows, n_best, max_answer_length):
