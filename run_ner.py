@@ -30,6 +30,7 @@ import difflib
 import glob
 import gzip
 import hashlib
+import html
 import importlib.util
 import itertools
 import json
@@ -43,6 +44,7 @@ import time
 import unicodedata
 import zlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -200,6 +202,7 @@ def check_args(args, parser):
               "freeze_layers learning_rate weight_decay max_grad_norm warmup_steps dataloader_num_workers": (
                   0, math.inf, "0 or more"), "seed": (0, 2**32 - 1, "0 to 4294967295"),
               "num_train_epochs logging_steps": (1e-9, math.inf, "more than 0"),
+              "label_smoothing_factor": (0, math.nextafter(1, 0), "0 or more, and less than 1"),
               "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit "
               "cpu_threads max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
               "pseudo_label_rounds early_stopping_patience": (1, math.inf, "1 or more")}
@@ -368,7 +371,7 @@ def prepare_rows(args, output_dir, say):
             Path(output_dir, file).unlink(missing_ok=True)  # that of an earlier run
             if lines:
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                Path(output_dir, file).write_text(text, encoding="utf-8")
+                Path(output_dir, file).write_text(text, encoding="utf-8", errors="backslashreplace")
                 say(f"  Careful:  {len(lines):,} {words}; they are listed in {Path(output_dir, file)}")
     return data, class_names
 
@@ -539,7 +542,8 @@ def make_windows(sentences, tokenizer, labels, max_seq_length, stride, label_all
     cache.mkdir(parents=True, exist_ok=True)
     made = cache / f"windows-{key}.arrow"
     if made.exists() and not overwrite:
-        return datasets.Dataset.from_file(str(made))
+        with suppress(pyarrow.ArrowInvalid):  # a damaged one is made anew
+            return datasets.Dataset.from_file(str(made))
     kinds = datasets.Features({"tokens": datasets.List(datasets.Value("large_string")),
                                "spaced": datasets.List(datasets.Value("bool")),
                                "tags": datasets.List(datasets.Value("string"))})
@@ -547,7 +551,7 @@ def make_windows(sentences, tokenizer, labels, max_seq_length, stride, label_all
     return datasets.Dataset.from_dict(rows, kinds).map(
         align, batched=True, with_indices=True, remove_columns=list(rows), num_proc=num_proc,
         fn_kwargs={"tokenizer": tokenizer, **settings}, desc="Tokenizing", new_fingerprint=key,
-        cache_file_name=str(made), load_from_cache_file=not overwrite,
+        cache_file_name=str(made), load_from_cache_file=False,
         features=datasets.Features({"input_ids": numbers, "labels": numbers, "positions": numbers,
                                     "sentence": datasets.Value("int64")}))
 
@@ -907,14 +911,19 @@ def labels_of(config):
     return None if all(re.fullmatch(r"LABEL_\d+", label) for label in labels) else labels
 
 
-def made_with(args, data, labels, model_type, num_processes):
+def made_with(args, data, labels, model_type, tokenizer, num_processes):
     """What a checkpoint is made with, and a resume may not change: dict of name to value."""
-    made = {split: hashlib.sha256(json.dumps([(row["tokens"], row["tags"]) for row in rows]).encode()).hexdigest()
-            for split, (rows, _) in data.items() if split != "test"}
+    made = {}
+    for split, (rows, _) in data.items():
+        digest = hashlib.sha256(json.dumps([(row["tokens"], row["tags"]) for row in rows]).encode()).hexdigest()
+        made |= {split: f"{len(rows):,} sentences ({digest[:12]})"} if split != "test" else {}
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
-    made |= {"task": "ner", "kind of model": model_type, "labels": labels, "global batch": batch}
+    vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+    made |= {"task": "ner", "kind of model": model_type, "labels": labels, "global batch": batch,
+             "tokenizer": f"{len(tokenizer):,} tokens ({vocabulary[:12]})"}
     return made | {f"--{name}": getattr(args, name) for name in (
-        "seed", "learning_rate", "weight_decay", "config_overrides", "max_seq_length", "stride", "label_all_tokens",
+        "seed", "learning_rate", "weight_decay", "optim", "config_overrides", "max_seq_length", "stride",
+        "label_all_tokens",
         "class_weights", "freeze_embeddings", "freeze_layers", "constrained_decoding", "metric_for_best_model")}
 
 
@@ -1123,7 +1132,8 @@ def train_or_load(args, training, processes, tokenizer, config, labels, scheme, 
     def fit_into(rows, folder, state=state, checkpoint=checkpoint):
         if data.get("unlabeled"):  # each round is a run of its own
             checkpoint, state = open_output(folder, True, args.resume_from_checkpoint, args.overwrite_output_dir, say)
-        made = made_with(args, {**data, "train": (rows, "")}, labels, config.model_type, processes.num_processes)
+        made = made_with(args, {**data, "train": (rows, "")}, labels, config.model_type, tokenizer,
+                         processes.num_processes)
         check_resume(made, processes, state, checkpoint, folder)
         return fit(args, training, processes, tokenizer, config, labels, scheme, rows, score, folder, state, checkpoint,
                    say)
@@ -2389,7 +2399,8 @@ def write_model_card(output_dir, base, task, tag, data, results, settings, table
         settings: dict of all flags. tables: more lines to stand below the scores.
     """
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
-    sizes = [f"| {split} | {examples:,} | {tokens:,} | {name} |" for split, (examples, tokens, name) in data.items()]
+    sizes = [f"| {split} | {examples:,} | {tokens:,} | {html.escape(name).replace('|', '&#124;')} |"
+             for split, (examples, tokens, name) in data.items()]
     scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
     chosen = {name: value for name, value in sorted(settings.items())
               if not (value is None or value is False or value == [])}  # a 0 is a setting

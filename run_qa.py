@@ -27,6 +27,7 @@ import difflib
 import glob
 import gzip
 import hashlib
+import html
 import importlib.util
 import json
 import math
@@ -40,6 +41,7 @@ import time
 import unicodedata
 import zlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -203,6 +205,8 @@ def check_args(args, parser):
               "learning_rate weight_decay max_grad_norm warmup_steps dataloader_num_workers": (
                   0, math.inf, "0 or more"),
               "num_train_epochs logging_steps": (1e-9, math.inf, "more than 0"),
+              "label_smoothing_factor": (0, math.nextafter(1, 0), "0 or more, and less than 1"),
+              "null_score_diff_threshold": (-math.inf, math.inf, "a number"),
               "n_best_size": (1, 1000, "1 to 1000"),
               "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit "
               "cpu_threads max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
@@ -422,7 +426,7 @@ def write_list(output_dir, file, lines, words, say):
         Path(output_dir, file).unlink(missing_ok=True)  # that of an earlier run
         if lines:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            Path(output_dir, file).write_text(text, encoding="utf-8")
+            Path(output_dir, file).write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character
             say(f"  Careful:  {len(lines):,} {words}; they are listed in {Path(output_dir, file)}")
 
 
@@ -551,7 +555,8 @@ def make_windows(rows, tokenizer, max_seq_length, doc_stride, num_proc=None, ove
     cache.mkdir(parents=True, exist_ok=True)
     made = cache / f"windows-{digest.hexdigest()[:32]}.arrow"
     if made.exists() and not overwrite:
-        return datasets.Dataset.from_file(str(made))
+        with suppress(pyarrow.ArrowInvalid):  # a damaged one is made anew
+            return datasets.Dataset.from_file(str(made))
     kinds = datasets.Features({name: datasets.Value("large_string") for name in ("question", "context")}
                               | {"span": datasets.List(datasets.Value("int32"))})
     numbers = datasets.List(datasets.Value("int32"))
@@ -559,7 +564,7 @@ def make_windows(rows, tokenizer, max_seq_length, doc_stride, num_proc=None, ove
     return datasets.Dataset.from_dict(columns, kinds).map(
         align, batched=True, batch_size=at_once, with_indices=True, remove_columns=list(columns), num_proc=num_proc,
         fn_kwargs={"tokenizer": tokenizer, **settings}, desc="Tokenizing", new_fingerprint=made.stem[-32:],
-        cache_file_name=str(made), load_from_cache_file=not overwrite,
+        cache_file_name=str(made), load_from_cache_file=False,
         features=datasets.Features({"input_ids": numbers, "begin": datasets.Value("int32"), "starts": numbers,
                                     "ends": numbers, "answer": numbers, "span": numbers,
                                     "question": datasets.Value("int64")}))
@@ -984,15 +989,16 @@ class Answerer:
 
 def write_predictions(output_dir, answerer):
     """Write predictions.json, nbest_predictions.json and, where questions may have no answer, null_odds.json."""
-    ids = [row["id"] for row in answerer.rows]
-    files = {"predictions": dict(zip(ids, answerer.texts, strict=True)),
-             "nbest_predictions": {name: answerer.ranked(n) for n, name in enumerate(ids)}}
+    values = {"predictions": answerer.texts, "nbest_predictions": map(answerer.ranked, range(len(answerer.rows)))}
     Path(output_dir, "null_odds.json").unlink(missing_ok=True)  # that of an earlier run
     if answerer.version_2:
-        files["null_odds"] = dict(zip(ids, answerer.odds.tolist(), strict=True))
-    for name, content in files.items():
-        text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
-        Path(output_dir, f"{name}.json").write_text(text, encoding="utf-8", newline="\n")
+        values["null_odds"] = answerer.odds.tolist()
+    for name, of_questions in values.items():
+        with open(Path(output_dir, f"{name}.json"), "w", encoding="utf-8", newline="\n") as file:
+            for n, (row, value) in enumerate(zip(answerer.rows, of_questions, strict=True)):  # one at a time in memory
+                entry = json.dumps({row["id"]: value}, indent=4, ensure_ascii=False)
+                file.write(("{\n" if not n else ",\n") + entry[2:-2])
+            file.write("\n}\n")
 
 
 # ---------------------------------------------------------------- ask
@@ -1097,19 +1103,22 @@ def span_loss(outputs, labels, num_items_in_batch, smoothing=0.0):
     return total / num_items_in_batch.clamp(min=1)
 
 
-def made_with(args, data, model_type, version_2, num_processes):
+def made_with(args, data, model_type, tokenizer, version_2, num_processes):
     """What a checkpoint is made with, and a resume may not change: dict of name to value."""
     made = {}
-    for split in ("train", "validation"):
+    for split in [split for split in ("train", "validation") if split in data]:
         digest = hashlib.sha256()
-        for row in data.get(split, ([], ""))[0]:
+        for row in data[split][0]:
             digest.update(json.dumps([row[name] for name in ("id", "question", "context", "answers")]).encode())
-        made[split] = digest.hexdigest()
+        made[split] = f"{len(data[split][0]):,} questions ({digest.hexdigest()[:12]})"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
-    made |= {"task": "qa", "kind of model": model_type, "SQuAD 2.0": version_2, "global batch": batch}
+    vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+    made |= {"task": "qa", "kind of model": model_type, "SQuAD 2.0": version_2, "global batch": batch,
+             "tokenizer": f"{len(tokenizer):,} tokens ({vocabulary[:12]})"}
     return made | {f"--{name}": getattr(args, name) for name in (
-        "seed", "learning_rate", "weight_decay", "config_overrides", "max_seq_length", "doc_stride", "n_best_size",
-        "max_answer_length", "null_score_diff_threshold", "metric_for_best_model", "label_smoothing_factor")}
+        "seed", "learning_rate", "weight_decay", "optim", "config_overrides", "max_seq_length", "doc_stride",
+        "n_best_size", "max_answer_length", "null_score_diff_threshold", "metric_for_best_model",
+        "label_smoothing_factor")}
 
 
 def shown_settings(args):
@@ -1360,8 +1369,8 @@ def main(argv=None):
     training = make_training_arguments(args, on_cpu, precision, args.do_train and "validation" in data)
     processes = join_processes(training.world_size, training.process_index, training.local_process_index)
     if args.do_train:
-        check_resume(made_with(args, data, config.model_type, version_2, processes.num_processes), processes, state,
-                     checkpoint, args.output_dir)
+        made = made_with(args, data, config.model_type, tokenizer, version_2, processes.num_processes)
+        check_resume(made, processes, state, checkpoint, args.output_dir)
     if args.push_to_hub and args.do_train:
         args.hub_model_id = claim_repository(args.hub_model_id, args.output_dir) if rank == 0 else None
 
@@ -1508,6 +1517,8 @@ def read_answers(row, context, place):
         InputError: it is none of these, or an answer does not stand in the context where it is said to.
     """
     found, impossible = row.get("answers"), row.get("is_impossible")
+    if impossible not in (None, True, False):
+        raise InputError(f"{place}: expected true or false under 'is_impossible', found {str(impossible)[:40]!r}")
     if found is None:
         return [] if impossible else None
     shown = str(found)[:60]
@@ -1561,7 +1572,8 @@ def read_question(row, context, place):
         raise InputError(f"{place}: the id {name!r} holds half a character (a lone surrogate). Expected Unicode text.")
     for what, text in (("question", row.get("question")), ("context", context)):
         if not isinstance(text, str):
-            found = f"found {str(text)[:40]!r}" if text is not None else f"there is none; the row has {', '.join(row)}"
+            names = ", ".join(row) or "nothing"
+            found = f"found {str(text)[:40]!r}" if text is not None or what in row else f"there is none beside {names}"
             raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs question and context, "
                              "which in SQuAD's layout its paragraph has.")
         if not text.strip():
@@ -2398,7 +2410,8 @@ def write_model_card(output_dir, base, task, tag, data, results, settings, table
         settings: dict of all flags. tables: more lines to stand below the scores.
     """
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
-    sizes = [f"| {split} | {examples:,} | {tokens:,} | {name} |" for split, (examples, tokens, name) in data.items()]
+    sizes = [f"| {split} | {examples:,} | {tokens:,} | {html.escape(name).replace('|', '&#124;')} |"
+             for split, (examples, tokens, name) in data.items()]
     scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
     chosen = {name: value for name, value in sorted(settings.items())
               if not (value is None or value is False or value == [])}  # a 0 is a setting

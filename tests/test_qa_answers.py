@@ -5,6 +5,7 @@ import json
 import math
 import random
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,6 +200,16 @@ def test_the_cache_tells_contexts_answers_and_settings_apart(tokenizers):
                             (row, (31, 4)), (row, (30, 5)), (row | {"question": "Who is it?"}, (30, 4))):  # fmt: skip
         assert make_windows([other], tokenizer, *settings).to_dict() != first.to_dict()
     assert make_windows([row], tokenizer, 30, 4).to_dict() == first.to_dict()
+
+
+def test_a_damaged_cache_is_made_anew(tokenizers):
+    rows = [question_row(TEXTS[0], 0, 3, question="Who and when?")]
+    windows = make_windows(rows, tokenizers["wordpiece"], 30, 5)
+    path, expected = Path(windows.cache_files[0]["filename"]), windows[:]
+    for size in (0, 300, 1500):
+        path.write_bytes(path.read_bytes()[:size])
+        assert make_windows(rows, tokenizers["wordpiece"], 30, 5)[:] == expected
+
 
 
 def test_batches_are_padded_to_their_longest_and_an_empty_one_predicts_nothing(tokenizers):

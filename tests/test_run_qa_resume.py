@@ -14,6 +14,7 @@ from helpers import ALIKE, Run, contents, read_log, run_script
 from test_run_mlm_resume import assert_ended_alike, kill_at, names_of_checkpoints
 from test_run_nsp_resume import signal_at
 from test_run_qa import answering_bert, qa_files  # noqa: F401  (fixtures)
+from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -141,7 +142,9 @@ def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(files, u
         ({"max_seq_length": 60}, ["--max_seq_length was 48", "now 60"]),
         ({"seed": 7}, ["--seed was 42", "now 7"]),
         ({"version_2_with_negative": True}, ["SQuAD 2.0 was False", "now True"]),
-        ({"max_train_samples": 9}, ["train was"]),
+        ({"max_train_samples": 9}, ["train was", "now 9 questions"]),
+        ({"tokenizer_name": "other"}, ["tokenizer was 600 tokens", "now 601 tokens"]),
+        ({"optim": "sgd"}, ["--optim was adamw_torch_fused", "now sgd"]),
         ({"max_eval_samples": 2}, ["validation was"]),
         ({"per_device_train_batch_size": 4}, ["global batch was 8", "now 4"]),
         ({"config_overrides": "hidden_dropout_prob=0.3"}, ["--config_overrides was", "now hidden_dropout_prob=0.3"]),
@@ -149,8 +152,11 @@ def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(files, u
     ],
     ids=str,
 )
-def test_a_resume_with_other_settings_is_refused(qa, stopped, tmp_path, flags, fragments):
+def test_a_resume_with_other_settings_is_refused(qa, stopped, answering_bert, tmp_path, flags, fragments):  # noqa: F811
     shutil.copytree(stopped, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(answering_bert)
+    tokenizer.add_tokens("zzz")
+    tokenizer.save_pretrained(tmp_path / "other")
     done = qa(resume_from_checkpoint="latest", **flags)
     assert done.status == 2
     assert done.err.count("error:") == 1

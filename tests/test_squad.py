@@ -119,6 +119,7 @@ FAULTS = {
     "more texts than numbers": ({"data": [{"id": 1, "question": "?", "context": CONTEXT,
                                            "answers": {"text": ["Ada"], "answer_start": []}}]}, ["as many numbers"]),
     "answers are text": (squad(qa() | {"answers": "London"}), ["expected answers as", "London"]),
+    "impossible text": (squad(qa(is_impossible="false")), ["'is_impossible'", "'false'", "true or false"]),
     "impossible, but": (squad(qa(is_impossible=True)), ["is_impossible", "'London'"]),
     "no context": ({"data": [{"paragraphs": [{"qas": [qa()]}]}]}, ["id q1", "'context'", "id, question, answers"]),
     "empty context": (squad(qa(answers=[]), context="\n "), ["id q1", "the context is empty"]),

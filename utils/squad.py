@@ -17,6 +17,8 @@ def read_answers(row, context, place):
         InputError: it is none of these, or an answer does not stand in the context where it is said to.
     """
     found, impossible = row.get("answers"), row.get("is_impossible")
+    if impossible not in (None, True, False):
+        raise InputError(f"{place}: expected true or false under 'is_impossible', found {str(impossible)[:40]!r}")
     if found is None:
         return [] if impossible else None
     shown = str(found)[:60]
@@ -69,7 +71,8 @@ def read_question(row, context, place):
         raise InputError(f"{place}: the id {name!r} holds half a character (a lone surrogate). Expected Unicode text.")
     for what, text in (("question", row.get("question")), ("context", context)):
         if not isinstance(text, str):
-            found = f"found {str(text)[:40]!r}" if text is not None else f"there is none; the row has {', '.join(row)}"
+            names = ", ".join(row) or "nothing"
+            found = f"found {str(text)[:40]!r}" if text is not None or what in row else f"there is none beside {names}"
             raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs question and context, "
                              "which in SQuAD's layout its paragraph has.")
         if not text.strip():

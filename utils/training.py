@@ -1,5 +1,6 @@
 """What surrounds a training loop: where it begins, what it logs and saves, what it leaves behind."""
 
+import html
 import json
 import math
 import os
@@ -312,7 +313,8 @@ def write_model_card(output_dir, base, task, tag, data, results, settings, table
         settings: dict of all flags. tables: more lines to stand below the scores.
     """
     named = [] if os.path.exists(base) else [f"base_model: {base}"]
-    sizes = [f"| {split} | {examples:,} | {tokens:,} | {name} |" for split, (examples, tokens, name) in data.items()]
+    sizes = [f"| {split} | {examples:,} | {tokens:,} | {html.escape(name).replace('|', '&#124;')} |"
+             for split, (examples, tokens, name) in data.items()]
     scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
     chosen = {name: value for name, value in sorted(settings.items())
               if not (value is None or value is False or value == [])}  # a 0 is a setting
