@@ -2096,9 +2096,11 @@ def check_resume(made_with, processes, state, checkpoint, output_dir):
     for name, value in made_with.items() if checkpoint else ():
         if state["made_with"].get(name) != value:
             before = state["made_with"].get(name)
+            batch = (f" Give --per_device_train_batch_size and --gradient_accumulation_steps that make {before} with "
+                     f"{processes.num_processes} processes." if name == "global batch" else "")
             raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
                              "settings and global batch (processes x batch size x accumulation steps) that it began "
-                             "with.")
+                             f"with.{batch}")
     state["made_with"] = made_with
     if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
         raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
