@@ -861,7 +861,7 @@ def fit(args, accelerator, processes, model, tokenizer, collator, score, state, 
 
 @torch.no_grad()
 def judge(model, tokenizer, pairs, max_seq_length, batch_size):
-    """Judge pairs of sentences: a list of dicts with both scores, the probability of "is next" and the verdict.
+    """Judge pairs of sentences: a list of dicts with both scores, probability of "is next", verdict and tokens_cut.
 
     Args:
         model: not wrapped. pairs: list of dicts of sentence_a and sentence_b. A pair that is longer than max_seq_length
@@ -871,29 +871,35 @@ def judge(model, tokenizer, pairs, max_seq_length, batch_size):
     judged = []
     starts = range(0, len(pairs), batch_size)
     for start in tqdm(starts, desc="Judging", disable=len(pairs) == 1 or None, leave=False):
-        batch, rows = pairs[start : start + batch_size], []
+        batch, rows, cut = pairs[start : start + batch_size], [], []
         sides = [tokenizer([pair[name] for pair in batch], add_special_tokens=False, verbose=False)["input_ids"]
                  for name in ("sentence_a", "sentence_b")]
         for a, b in zip(*sides, strict=True):
+            cut.append(max(0, len(a) + len(b) + 3 - max_seq_length))
             a, b = truncate_pair(np.array(a, dtype=np.int64), np.array(b, dtype=np.int64), max_seq_length - 3)
             rows.append(join_pair(a, b, edge_ids(tokenizer)))
         inputs = {"input_ids": pad([ids for ids, _ in rows], tokenizer.pad_token_id),
                   "token_type_ids": pad([types for _, types in rows], 0),
                   "attention_mask": pad([np.ones_like(ids) for ids, _ in rows], 0)}
         scores = model(**send_to_device(inputs, model.device)).logits.float()  # (batch, 2)
-        for pair, row, probability in zip(batch, scores.tolist(), scores.softmax(dim=-1)[:, 0].tolist(), strict=True):
-            judged.append({**pair, "score_is_next": row[0], "score_not_next": row[1], "probability": probability,
-                           "verdict": "is next" if row[0] >= row[1] else "not next"})
+        for pair, row, share, lost in zip(batch, scores.tolist(), scores.softmax(dim=-1)[:, 0].tolist(), cut,
+                                          strict=True):
+            judged.append({**pair, "score_is_next": row[0], "score_not_next": row[1], "probability": share,
+                           "verdict": "is next" if row[0] >= row[1] else "not next", "tokens_cut": lost})
     return judged
 
 
-def predict(args, model, tokenizer, pairs):
+def predict(args, model, tokenizer, pairs, say):
     """Judge the pairs of a file, into predictions.jsonl, and that of the command line: (list, dict or None)."""
     asked = [{"sentence_a": args.sentence_a, "sentence_b": args.sentence_b}] if args.sentence_a else []
     judged = judge(model, tokenizer, pairs + asked, args.max_seq_length, args.per_device_eval_batch_size)
     if pairs:
         lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in judged[: len(pairs)]]
         Path(args.output_dir, "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+    long = sum(row["tokens_cut"] > 0 for row in judged)
+    if long:
+        say(f"  Careful:  {long:,} of {len(judged):,} pairs are longer than --max_seq_length {args.max_seq_length}: "
+            "the ends of their longer sentences are cut (tokens_cut)")
     return judged[: len(pairs)], judged[-1] if asked else None
 
 
@@ -1013,7 +1019,7 @@ def main(argv=None):
             results = score(model) if args.do_eval else {}
         # What is predicted and saved is computed in float32.
         model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        judged, verdict = predict(args, model, tokenizer, questions) if rank == 0 else ([], None)
+        judged, verdict = predict(args, model, tokenizer, questions, say) if rank == 0 else ([], None)
     except torch.OutOfMemoryError:
         raise out_of_memory(*((args.per_device_train_batch_size, args.max_seq_length, args.gradient_accumulation_steps)
                               if args.do_train else (args.per_device_eval_batch_size, args.max_seq_length))) from None

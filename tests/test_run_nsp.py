@@ -502,6 +502,13 @@ def test_one_pair_gets_a_verdict_in_words_and_nothing_is_written(nsp, tiny_pair_
         assert not (tmp_path / "out").exists()
 
 
+def test_a_pair_that_is_cut_is_said_to_be(nsp):
+    asked = {"sentence_a": "the " * 20, "sentence_b": "the " * 9}
+    out = nsp(max_seq_length=24, **asked).checked().out
+    assert "1 of 1 pairs are longer than --max_seq_length 24" in out
+    assert "--max_seq_length" not in nsp(max_seq_length=32, **asked).checked().out
+
+
 def test_a_verdict_of_a_head_at_random_is_said_to_say_nothing(nsp, tiny_bert):
     done = nsp(model=tiny_bert, sentence_a="It rained.", sentence_b="The street was wet.").checked()
     assert "cls.seq_relationship" in re.search(r"Model  .*random.*", done.out)[0]
