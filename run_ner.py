@@ -525,8 +525,11 @@ def align(batch, numbers, tokenizer, edges, label_ids, max_seq_length, stride, l
 
 
 def make_windows(sentences, tokenizer, labels, max_seq_length, stride, label_all_tokens, num_proc=None,
-                 overwrite=False):
-    """Make the windows of sentences, or find them in the cache, by content: a Dataset with the columns of align."""
+                 overwrite=False, in_memory=False):
+    """Make the windows of sentences, or find them in the cache, by content: a Dataset with the columns of align.
+
+    in_memory: nothing is written, as for what is only asked.
+    """
     settings = {"edges": edge_ids(tokenizer), "label_ids": {tag: n for n, tag in enumerate(labels)},
                 "max_seq_length": max_seq_length, "stride": stride, "label_all_tokens": label_all_tokens}
     rows = {"tokens": [], "spaced": [], "tags": []}
@@ -536,6 +539,11 @@ def make_windows(sentences, tokenizer, labels, max_seq_length, stride, label_all
         rows["spaced"].append([start > end for (start, _), end in zip(sentence["offsets"], ends, strict=False)]
                               if "offsets" in sentence else [n > 0 for n in range(len(sentence["tokens"]))])
         rows["tags"].append(sentence["tags"])
+    numbers = datasets.List(datasets.Value("int32"))
+    made_kinds = datasets.Features({"input_ids": numbers, "labels": numbers, "positions": numbers,
+                                    "sentence": datasets.Value("int64")})
+    if in_memory:
+        return datasets.Dataset.from_dict(align(rows, range(len(sentences)), tokenizer, **settings), made_kinds)
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else f"{tokenizer!r} {tokenizer.get_vocab()}"
     key = hashlib.sha256(f"1 {json.dumps(rows)} {settings} {vocabulary}".encode()).hexdigest()[:32]
     cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
@@ -547,13 +555,10 @@ def make_windows(sentences, tokenizer, labels, max_seq_length, stride, label_all
     kinds = datasets.Features({"tokens": datasets.List(datasets.Value("large_string")),
                                "spaced": datasets.List(datasets.Value("bool")),
                                "tags": datasets.List(datasets.Value("string"))})
-    numbers = datasets.List(datasets.Value("int32"))
     return datasets.Dataset.from_dict(rows, kinds).map(
         align, batched=True, with_indices=True, remove_columns=list(rows), num_proc=num_proc,
         fn_kwargs={"tokenizer": tokenizer, **settings}, desc="Tokenizing", new_fingerprint=key,
-        cache_file_name=str(made), load_from_cache_file=False,
-        features=datasets.Features({"input_ids": numbers, "labels": numbers, "positions": numbers,
-                                    "sentence": datasets.Value("int64")}))
+        cache_file_name=str(made), load_from_cache_file=False, features=made_kinds)
 
 
 def lengths_of(windows):
@@ -1194,9 +1199,9 @@ def main(argv=None):
     follows = scheme if args.do_train or model_scheme == scheme or known is None else None
     moves = allowed_moves(labels, follows if args.constrained_decoding else None)
 
-    def make_tagger(rows):
+    def make_tagger(rows, in_memory=False):
         windows = processes.main_first(partial(make_windows, rows, tokenizer, labels, args.max_seq_length, args.stride,
-                                               False, args.preprocessing_num_workers))
+                                               False, args.preprocessing_num_workers, in_memory=in_memory))
         return Tagger(rows, windows, labels, scheme, args.constrained_decoding, pad_id=tokenizer.pad_token_id,
                       batch_size=args.per_device_eval_batch_size, device=training.device, processes=processes,
                       moves=moves)
@@ -1204,7 +1209,7 @@ def main(argv=None):
     taggers = {split: make_tagger(data[split][0]) for split in ("validation", "test") if split in data}
     text_tagger = None
     if args.text is not None:
-        text_tagger = make_tagger([read_tagged_row({"text": args.text}, "--text", None, None, None)])
+        text_tagger = make_tagger([read_tagged_row({"text": args.text}, "--text", None, None, None)], in_memory=True)
     say(f"Running on  {training.device.type}, {processes.num_processes} process"
         f"{'es' * (processes.num_processes > 1)}, {threads} CPU threads each, {precision.replace('no', 'float32')}")
     try:

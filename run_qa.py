@@ -542,12 +542,20 @@ def answer_span(row):
     return [start, start + len(text.strip())]
 
 
-def make_windows(rows, tokenizer, max_seq_length, doc_stride, num_proc=None, overwrite=False):
-    """Make the windows of questions, or find them in the cache, by content: a Dataset with the columns of align."""
+def make_windows(rows, tokenizer, max_seq_length, doc_stride, num_proc=None, overwrite=False, in_memory=False):
+    """Make the windows of questions, or find them in the cache, by content: a Dataset with the columns of align.
+
+    in_memory: nothing is written, as for what is only asked.
+    """
     settings = {"frame": special_frame(tokenizer), "max_seq_length": max_seq_length, "doc_stride": doc_stride}
-    digest, context = hashlib.sha256(f"1 {settings} {tokenizer.backend_tokenizer.to_str()}".encode()), None
     columns = {name: [row[name] for row in rows] for name in ("question", "context")}
-    columns["span"] = [answer_span(row) for row in rows]
+    columns["span"], numbers = [answer_span(row) for row in rows], datasets.List(datasets.Value("int32"))
+    made_kinds = datasets.Features({"input_ids": numbers, "begin": datasets.Value("int32"), "starts": numbers,
+                                    "ends": numbers, "answer": numbers, "span": numbers,
+                                    "question": datasets.Value("int64")})
+    if in_memory:
+        return datasets.Dataset.from_dict(align(columns, range(len(rows)), tokenizer, **settings), made_kinds)
+    digest, context = hashlib.sha256(f"1 {settings} {tokenizer.backend_tokenizer.to_str()}".encode()), None
     for question, text, span in zip(*columns.values(), strict=True):
         digest.update(json.dumps([question, span, None if text is context else text]).encode())
         context = text  # those of a paragraph stand together
@@ -559,15 +567,11 @@ def make_windows(rows, tokenizer, max_seq_length, doc_stride, num_proc=None, ove
             return datasets.Dataset.from_file(str(made))
     kinds = datasets.Features({name: datasets.Value("large_string") for name in ("question", "context")}
                               | {"span": datasets.List(datasets.Value("int32"))})
-    numbers = datasets.List(datasets.Value("int32"))
     at_once = max(1, min(1000, int(2e6 * len(rows) / sum(map(len, columns["context"])))))  # about 2 MB of text
     return datasets.Dataset.from_dict(columns, kinds).map(
         align, batched=True, batch_size=at_once, with_indices=True, remove_columns=list(columns), num_proc=num_proc,
         fn_kwargs={"tokenizer": tokenizer, **settings}, desc="Tokenizing", new_fingerprint=made.stem[-32:],
-        cache_file_name=str(made), load_from_cache_file=False,
-        features=datasets.Features({"input_ids": numbers, "begin": datasets.Value("int32"), "starts": numbers,
-                                    "ends": numbers, "answer": numbers, "span": numbers,
-                                    "question": datasets.Value("int64")}))
+        cache_file_name=str(made), load_from_cache_file=False, features=made_kinds)
 
 
 def list_inexact(rows, windows):
@@ -1379,7 +1383,9 @@ def main(argv=None):
             make_windows, rows, tokenizer, args.max_seq_length, args.doc_stride, args.preprocessing_num_workers,
             args.overwrite_cache and processes.rank == 0))
 
-    windows = {split: cut(rows) for split, (rows, _) in data.items()} | ({"asked": cut([asked])} if asked else {})
+    windows = {split: cut(rows) for split, (rows, _) in data.items()}
+    if asked:
+        windows["asked"] = make_windows([asked], tokenizer, args.max_seq_length, args.doc_stride, in_memory=True)
     describe_data(data, windows, version_2, args.output_dir, say)
 
     def make_answerer(rows, windows):

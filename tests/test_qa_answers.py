@@ -206,6 +206,8 @@ def test_a_damaged_cache_is_made_anew(tokenizers):
     rows = [question_row(TEXTS[0], 0, 3, question="Who and when?")]
     windows = make_windows(rows, tokenizers["wordpiece"], 30, 5)
     path, expected = Path(windows.cache_files[0]["filename"]), windows[:]
+    alone = make_windows(rows, tokenizers["wordpiece"], 30, 5, in_memory=True)
+    assert not alone.cache_files and alone[:] == expected
     for size in (0, 300, 1500):
         path.write_bytes(path.read_bytes()[:size])
         assert make_windows(rows, tokenizers["wordpiece"], 30, 5)[:] == expected

@@ -6,6 +6,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -327,8 +328,11 @@ def test_asking_leaves_what_a_training_run_left(qa, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "out")
     (tmp_path / "out" / "inexact_answers.jsonl").write_text("{}\n", encoding="utf-8")
     before = contents(tmp_path / "out")
-    qa(model=tmp_path / "out", question="Who?", context="Ada met Babbage.").checked()
-    assert contents(tmp_path / "out") == before
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
+    prepared = {*cache.iterdir()}
+    assert prepared  # those of the training run
+    qa(model=tmp_path / "out", question="Who in the world?", context="Ada met Babbage.").checked()
+    assert contents(tmp_path / "out") == before and {*cache.iterdir()} == prepared
 
 
 def test_the_held_out_part_of_a_training_file_can_be_evaluated_on_alone(qa, trained, qa_files, tmp_path):
