@@ -1034,7 +1034,8 @@ def draw_scores(path, tokens, title, per_row=40):
     """Draw the scores of tokens to begin and to end the answer, so many a row: uint8 array (height, width, 3).
 
     Args:
-        path: where to. tokens: list of (text, logit of the start, logit of the end). title: stands above.
+        path: where to, or a file that takes the bytes of a PNG. tokens: list of (text, logit of the start, logit of the
+            end). title: stands above.
     """
     rows = [tokens[at : at + per_row] for at in range(0, len(tokens), per_row)] or [[("", 0.0, 0.0)]]
     values = [value for _, *pair in tokens for value in pair if math.isfinite(value)] or [0.0]
@@ -1054,7 +1055,8 @@ def draw_scores(path, tokens, title, per_row=40):
         axes.set_ylabel("score")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(loc="upper right", ncols=2, frameon=False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, str | Path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -1,0 +1,710 @@
+"""A local page to try the models on that the scripts have written.
+
+    python -m utils.demo                            the newest model of each kind in outputs/; small ones are trained
+                                                    first where there are none
+    python -m utils.demo --ner outputs/ner          these folders alone: --mlm, --nsp, --pretraining, --ner, --qa
+    python -m utils.demo --mlm outputs/mlm --base bert-base-uncased
+
+Predictions come from the scripts' own functions, with the defaults of their command lines, so the page says what
+`python run_ner.py --model outputs/ner --text "…"` says. The same answers are to be had as JSON, under /gradio_api/call.
+It listens on this machine alone, unless --host or --share say otherwise, and neither stores nor sends what is typed.
+"""
+
+import base64
+import html
+import inspect
+import io
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from functools import partial, wraps
+from pathlib import Path
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: it would report each start
+try:
+    import gradio as gr
+except ImportError as error:
+    print(f"utils.demo: error: {error}. Install what it needs: pip install 'gradio>=6.31'", file=sys.stderr)
+    sys.exit(2)
+
+import datasets
+import transformers
+
+import run_mlm
+import run_ner
+import run_nsp
+import run_pretraining
+import run_qa
+from utils.arguments import ArgumentParser, HelpFormatter
+from utils.models import edge_ids, longest_input
+from utils.offline_model import offline_model_path
+from utils.python_reference import write_reference
+from utils.reading import InputError
+
+ROOT = Path(__file__).absolute().parents[1]
+REFERENCE = Path("outputs/python_reference.txt")
+SHORT, LONG = 2_000, 20_000  # characters that a field takes, at most
+NEW_RUN = {"step": 0, "run_id": ""}  # the state that the scripts begin with
+HUB = {"revision": "main", "trust_remote_code": False}
+# Each script has an InputError of its own.
+REFUSALS = (InputError, *(script.InputError for script in (run_mlm, run_ner, run_nsp, run_pretraining, run_qa)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A tab: the script that makes its model, the heads that the model may have, and the small one to begin with."""
+
+    flag: str
+    title: str
+    script: str
+    heads: tuple
+    config: str
+    folder: str
+    settings: tuple = ()  # flags beside the config's, so that all five are trained in a few minutes
+
+    def command(self, python, model):
+        """Words of the command that trains the small model."""
+        return [python, f"{self.script}.py", "--config", self.config, "--model", model, *self.settings]
+
+
+TASKS = (
+    Task("mlm", "Fill mask", "run_mlm", ("ForMaskedLM", "ForPreTraining"), "examples/quickstart_mlm.yaml",
+         "outputs/quickstart_mlm"),
+    Task("nsp", "Next sentence", "run_nsp", ("ForNextSentencePrediction", "ForPreTraining"),
+         "examples/quickstart_nsp.yaml", "outputs/quickstart_nsp"),
+    Task("pretraining", "Pretraining heads", "run_pretraining", ("ForPreTraining",),
+         "examples/quickstart_pretraining.yaml", "outputs/quickstart_pretraining"),
+    Task("ner", "Entities", "run_ner", ("ForTokenClassification",), "examples/ner.yaml", "outputs/ner"),
+    Task("qa", "Question answering", "run_qa", ("ForQuestionAnswering",), "examples/qa.yaml", "outputs/qa"),
+)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(
+        prog="python -m utils.demo", description=__doc__.partition("\n")[0], allow_abbrev=False,
+        formatter_class=HelpFormatter)
+    group = parser.add_argument_group("models, the --output_dir of a run each; with any of them, nothing is trained")
+    for task in TASKS:
+        group.add_argument(f"--{task.flag}", metavar="DIR", help=f"of {task.script}.py, for the tab {task.title}")
+    group.add_argument("--base", metavar="MODEL", help="folder or Hub name of a model to show beside that of Fill mask "
+                       "(default: the one that the small model began from)")
+    group = parser.add_argument_group("page")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: for the whole network")
+    group.add_argument("--port", type=int, default=7860, help="port to listen on")
+    group.add_argument("--share", action="store_true", help="a public link for a week, through servers of gradio's")
+    args = parser.parse_args(argv)
+    if not 1 <= args.port <= 65535:
+        parser.error(f"--port is {args.port}; expected 1 to 65535")
+    if args.base and not args.mlm and any(getattr(args, task.flag) for task in TASKS):
+        parser.error("--base is shown beside the model of Fill mask; give --mlm, too")
+    return args
+
+
+def check_port(host, port):
+    """Raise InputError where the page cannot listen, before minutes are spent on models."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: cannot listen there: {error.strerror}. Give another --port, or "
+                         "end what listens on it.") from None
+
+
+# ---------------------------------------------------------------- find or train the models
+
+
+def kind_of(folder):
+    """Name the kind of model in a folder, as BertForMaskedLM; "" where there is no whole model."""
+    try:
+        kinds = json.loads(Path(folder, "config.json").read_bytes())["architectures"]
+        return str(kinds[0]) if next(Path(folder).glob("model*.safetensors"), None) else ""
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def check_folder(task, folder):
+    """Raise InputError where a folder that was given is not of the task."""
+    expected = f"Give the --output_dir of a run of {task.script}.py."
+    if not Path(folder).is_dir():
+        raise InputError(f"--{task.flag} {folder}: no such folder. {expected}")
+    kind = kind_of(folder)
+    if not kind:
+        raise InputError(f"--{task.flag} {folder}: no model in it: expected config.json, which names its kind, "
+                         f"and model.safetensors. {expected}")
+    if not kind.endswith(task.heads):
+        raise InputError(f"--{task.flag} {folder}: it holds a {kind}, expected a model of the kind "
+                         f"{' or '.join(f'Bert{head}' for head in task.heads)}. {expected}")
+
+
+def find_models(parent="outputs"):
+    """Find the newest model of each task among the folders in one: dict of flag to folder."""
+    found = {}
+    for path in sorted(Path(parent).glob("*/config.json"), key=lambda path: path.stat().st_mtime):
+        for task in TASKS:
+            if kind_of(path.parent).endswith(task.heads[0]):
+                found[task.flag] = str(path.parent)
+    return found
+
+
+def train_small_models(tasks, say):
+    """Train the small models of tasks, one after the other, and show what the scripts say."""
+    if not Path(tasks[0].config).is_file():
+        raise InputError(f"{tasks[0].config} is not here, which small models are trained with. Start this in the "
+                         "project's folder, or name models that there are, as with --mlm DIR.")
+    try:
+        model = str(offline_model_path())
+    except (ModuleNotFoundError, ValueError) as error:
+        raise InputError(f"{error} Or name models that there are, as with --mlm DIR.") from None
+    say(f"No models in outputs/ for: {', '.join(task.title for task in tasks)}.\n"
+        "Small ones are trained first, once, of the offline model: all five take about six minutes on two CPU cores.\n"
+        "To do without, name the folders of models that there are, as with --mlm DIR; Ctrl-C stops, and the next start "
+        "goes on.")
+    if not REFERENCE.exists():
+        write_reference(REFERENCE)
+    for number, task in enumerate(tasks, 1):
+        # A training that was broken off goes on from its last checkpoint.
+        command = [*task.command(sys.executable, model), "--resume_from_checkpoint", "latest"]
+        command[1] = str(ROOT / command[1])
+        say(f"\n{number} of {len(tasks)}: {task.title}, into {task.folder}")
+        process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # the script got it, too: it ends its update and saves
+            process.wait()
+            raise
+        if status:
+            raise InputError(f"{task.script}.py ended with exit status {status}; what it said stands above. Mend that, "
+                             f"or name a model that there is: --{task.flag} DIR")
+
+
+def choose_models(args, say):
+    """Choose the folder of each tab, a dict of flag to folder, and the base of Fill mask or None."""
+    given = {task.flag: getattr(args, task.flag) for task in TASKS if getattr(args, task.flag)}
+    for task in TASKS:
+        if task.flag in given:
+            check_folder(task, given[task.flag])
+    folders = given or find_models()
+    missing = [task for task in TASKS if not given and task.flag not in folders]
+    if missing:
+        train_small_models(missing, say)
+        folders = find_models()
+    base = args.base
+    if not base and Path(folders.get("mlm", "")) == Path(TASKS[0].folder):
+        base = str(offline_model_path())
+    return folders, base
+
+
+# ---------------------------------------------------------------- predict: text to plain data
+
+
+def silent(_line):
+    """Take what a script says while it loads a model: the page says it."""
+
+
+def check_text(name, text, limit):
+    """Raise InputError where a field holds what cannot be asked."""
+    if not isinstance(text, str):
+        raise InputError(f"{name}: expected text.")
+    if not text.strip():
+        raise InputError(f"{name} is empty. Write something into it.")
+    if len(text) > limit:
+        raise InputError(f"{name} has {len(text):,} characters; at most {limit:,} are taken. Shorten it.")
+    if re.search("[\ud800-\udfff]", text):
+        raise InputError(f"{name} holds half a character, such as a cut-off emoji leaves. Take it out.")
+
+
+def script_args(script, asked, longest):
+    """Parse a command line that asks a model, with a shorter --max_seq_length where the model takes no more."""
+    args = script.parse_args(asked)
+    if args.max_seq_length > longest:
+        args = script.parse_args([*asked, "--max_seq_length", str(longest)])
+    return args
+
+
+def load_plain(script, asked, folder, kind, head):
+    """Load a model that is asked in float32, as the main function of a loop does: (args, model, tokenizer, note)."""
+    config, tokenizer = script.load_config_and_tokenizer(folder, None, None, 0, **HUB)
+    args = script_args(script, [*asked, "--model", folder], longest_input(config, tokenizer))
+    accelerator, *_ = script.start_processes(args.mixed_precision, args.cpu_threads, [], args.output_dir, False)
+    script.set_seed(args.seed)
+    model, note = script.load_model(kind, folder, config, False, len(tokenizer), head, **HUB)
+    return args, model.to(accelerator.device), tokenizer, note
+
+
+def start_trainer(script, args):
+    """Choose device and precision as the main function of a Trainer script does: (its TrainingArguments, Processes)."""
+    on_cpu, precision, _ = script.choose_device(args.mixed_precision, args.cpu_threads)
+    training = script.make_training_arguments(args, on_cpu, precision, False)
+    return training, script.join_processes(
+        training.world_size, training.process_index, training.local_process_index)
+
+
+def careful(folder, note):
+    """List what is to be said of a model whose head starts at random."""
+    return [f"{folder}: {note}; train it first, or this says nothing"] if "random" in note else []
+
+
+class FillMask:
+    """Fills masks, as `run_mlm.py --text` does."""
+
+    def __init__(self, folder, base=None):
+        self.models = [self.load(folder), *([self.load(base)] if base else [])]
+
+    @staticmethod
+    def load(folder):
+        _, model, tokenizer, note = load_plain(run_mlm, ["--text", "[MASK]"], folder, run_mlm.AutoModelForMaskedLM,
+                                               "masked-language-modelling head")
+        return folder, model, tokenizer, note
+
+    def __call__(self, text: str) -> dict:
+        check_text("The text", text, SHORT)
+        text = text.replace(self.models[0][2].mask_token, "[MASK]")  # which does for all models
+        if "[MASK]" not in text:
+            raise InputError("There is no mask in the text. Write [MASK] for a word.")
+        answers, notes = [], []
+        for folder, model, tokenizer, note in self.models:
+            tokens = len(tokenizer(text.replace("[MASK]", tokenizer.mask_token), verbose=False)["input_ids"])
+            longest = longest_input(model.config, tokenizer)
+            if tokens > longest:
+                raise InputError(f"The text has {tokens:,} tokens; {folder} takes at most {longest:,}. Shorten it.")
+            filled = run_mlm.fill_masks(model, tokenizer, [text])[text]
+            answers.append({"model": folder, "masks": [
+                [{"word": word, "probability": chance} for word, chance in words] for words in filled]})
+            notes += careful(folder, note)
+        return {"text": text, "answers": answers, "careful": notes}
+
+
+class NextSentence:
+    """Judges pairs of sentences, as `run_nsp.py --sentence_a … --sentence_b …` does."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.args, self.model, self.tokenizer, self.note = load_plain(
+            run_nsp, ["--sentence_a", "A", "--sentence_b", "B"], folder, run_nsp.AutoModelForNextSentencePrediction,
+            "next-sentence head")
+        if self.model.config.model_type not in run_nsp.MODELS:
+            raise InputError(f"{folder}: run_nsp.py cannot ask a model of the kind {self.model.config.model_type}.")
+
+    def __call__(self, sentence_a: str, sentence_b: str) -> dict:
+        for name, sentence in (("Sentence A", sentence_a), ("Sentence B", sentence_b)):
+            check_text(name, sentence, SHORT)
+        sides = self.tokenizer([sentence_a, sentence_b], add_special_tokens=False, verbose=False)["input_ids"]
+        tokens, longest = sum(map(len, sides)) + 3, self.args.max_seq_length
+        if tokens > longest:
+            raise InputError(f"The sentences have {tokens:,} tokens, [CLS] and both [SEP] included; at most "
+                             f"{longest:,} are taken. Shorten them.")
+        (judged,) = run_nsp.judge(self.model, self.tokenizer, [{"sentence_a": sentence_a, "sentence_b": sentence_b}],
+                                  longest, self.args.per_device_eval_batch_size)
+        return {**judged, "careful": careful(self.folder, self.note)}
+
+
+class Entities:
+    """Finds names, as `run_ner.py --text` does."""
+
+    def __init__(self, folder):
+        config, self.tokenizer = run_ner.load_config_and_tokenizer(folder, None, None, 0, **HUB)
+        self.args = script_args(run_ner, ["--text", "A", "--model", folder], longest_input(config, self.tokenizer))
+        known, scheme = run_ner.labels_of(config), getattr(config, "tag_scheme", None)
+        self.labels = run_ner.choose_labels({}, None, known, None, False, silent)
+        run_ner.check_labels(self.args, self.labels, known, {})
+        follows, self.scheme = scheme, scheme or run_ner.find_scheme([[tag] for tag in self.labels])[0]
+        moves = run_ner.allowed_moves(self.labels, follows if self.args.constrained_decoding else None)
+        training, processes = start_trainer(run_ner, self.args)
+        _, self.model, _, self.note = run_ner.train_or_load(
+            self.args, training, processes, self.tokenizer, config, self.labels, self.scheme, {}, None, None,
+            NEW_RUN, None, silent)
+        self.how = {"pad_id": self.tokenizer.pad_token_id, "batch_size": self.args.per_device_eval_batch_size,
+                    "device": training.device, "processes": processes, "moves": moves}
+
+    def __call__(self, text: str) -> dict:
+        check_text("The text", text, LONG)
+        row = run_ner.read_tagged_row({"text": text}, "The text", None, None, None)
+        if not row["tokens"]:
+            raise InputError("There are no words in the text.")
+        ends = [0, *(end for _, end in row["offsets"])]
+        spaced = [start > end for (start, _), end in zip(row["offsets"], ends, strict=False)]
+        # Not by make_windows, which would keep them in the cache on disk.
+        windows = datasets.Dataset.from_dict(run_ner.align(
+            {"tokens": [row["tokens"]], "spaced": [spaced], "tags": [None]}, [0], self.tokenizer,
+            edge_ids(self.tokenizer), {tag: n for n, tag in enumerate(self.labels)}, self.args.max_seq_length,
+            self.args.stride, False))
+        tagger = run_ner.Tagger([row], windows, self.labels, self.scheme, self.args.constrained_decoding, **self.how)
+        tagger(self.model)
+        text, entities = run_ner.entities_of(row, tagger.tags[0], tagger.chances[0])
+        return {"text": text, "entities": entities, "windows": len(windows),
+                "careful": careful(self.args.model, self.note)}
+
+
+class QuestionAnswering:
+    """Answers questions, as `run_qa.py --question … --context …` does."""
+
+    def __init__(self, folder):
+        config, self.tokenizer = run_qa.load_config_and_tokenizer(folder, None, None, 0, **HUB)
+        self.args = script_args(run_qa, ["--question", "Q", "--context", "C", "--model", folder],
+                                longest_input(config, self.tokenizer))
+        run_qa.check_run(self.args, None, None, self.tokenizer)
+        kept = getattr(config, "no_answer_threshold", None)
+        version_2 = run_qa.find_version({}, False, kept is not None, silent)
+        self.threshold = run_qa.choose_threshold(self.args, config, version_2, kept, {})
+        training, processes = start_trainer(run_qa, self.args)
+        _, self.model, _, self.note = run_qa.train_or_load(
+            self.args, training, processes, self.tokenizer, config, None, None, NEW_RUN, None, silent)
+        self.config, self.how = config, {
+            "version_2": version_2, "threshold": self.threshold, "n_best": self.args.n_best_size,
+            "max_answer_length": self.args.max_answer_length, "batch_size": self.args.per_device_eval_batch_size,
+            "device": training.device}
+
+    def __call__(self, question: str, context: str) -> dict:
+        check_text("The question", question, SHORT)
+        check_text("The context", context, LONG)
+        row, length, stride = {"id": None, "question": question}, self.args.max_seq_length, self.args.doc_stride
+        row = run_qa.read_question(row, context, "The question")
+        if not run_qa.drop_long_questions([row], self.tokenizer, length, stride, lambda *_: None):
+            raise InputError(f"The question is too long: of {length} tokens, those of a window, it leaves too few for "
+                             "the context. Shorten it.")
+        # Not by make_windows, which would keep them in the cache on disk.
+        windows = datasets.Dataset.from_dict(run_qa.align(
+            {"question": [question], "context": [context], "span": [None]}, [0], self.tokenizer,
+            run_qa.special_frame(self.tokenizer), length, stride))
+        text, ranked, odds, tokens = run_qa.ask(
+            self.model, row, windows, run_qa.make_collator(windows, self.tokenizer, self.config), **self.how)
+        answer = next((entry for entry in ranked if entry["text"] == text), ranked[0])
+        return {
+            "question": question, "context": context, "answer": answer,
+            "next_best": [entry for entry in ranked if entry["text"] != text][:3],
+            "no_answer": None if odds is None else {"score": odds, "given_above": self.threshold},
+            "tokens": [{"text": word, "start": start, "end": end} for word, start, end in tokens],
+            "windows": len(windows), "careful": careful(self.args.model, self.note),
+        }
+
+
+# ---------------------------------------------------------------- render: data to HTML
+
+
+def esc(value):
+    """Write a value as HTML that shows it as it is. All that is typed, and all that a model says, goes through here."""
+    return html.escape(str(value))
+
+
+def bar(share):
+    """Draw a share from 0 to 1, beside the number that says it."""
+    return f'<div class="track" aria-hidden="true"><div class="bar" style="width: {100 * share:.1f}%"></div></div>'
+
+
+def table(caption, header, rows):
+    """Lay out rows of HTML; a header that is empty is for bars."""
+    head = "".join(f'<th scope="col">{name}</th>' if name else '<td class="wide"></td>' for name in header)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return (f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>")
+
+
+def mark(text, spans):
+    """Mark spans of a text: (start, end, label or "", colour) each, in order, apart from each other."""
+    parts, at = [], 0
+    for start, end, label, colour in spans:
+        label = f"<small>{esc(label)}</small>" if label else ""
+        parts += [esc(text[at:start]), f'<mark class="colour-{colour}">{esc(text[start:end])}{label}</mark>']
+        at = end
+    return f'<p class="text">{"".join(parts)}{esc(text[at:])}</p>'
+
+
+def answered(data, *parts):
+    """Put the parts of an answer together, with what is to be said of the model."""
+    notes = "".join(f'<p class="careful">Careful: {esc(note)}</p>' for note in data["careful"])
+    return f'<div class="answer" role="status">{"".join(parts)}{notes}</div>'
+
+
+def refused(message):
+    return f'<div class="answer refused" role="alert">{esc(message)}</div>'
+
+
+def show_fills(data):
+    spans = [(*found.span(), n, 0) for n, found in enumerate(re.finditer(re.escape("[MASK]"), data["text"]), 1)]
+    parts = [mark(data["text"], spans if len(spans) > 1 else [(*span[:2], "", 0) for span in spans])]
+    for n in range(len(data["answers"][0]["masks"])):
+        tables = []
+        for answer in data["answers"]:
+            rows = [(esc(word["word"]), f"{word['probability']:.3f}", bar(word["probability"]))
+                    for word in answer["masks"][n : n + 1] for word in word]
+            tables.append(table(esc(answer["model"]), ("word", "probability", ""), rows))
+        title = f"<h3>Mask {n + 1}</h3>" if len(spans) > 1 else ""
+        parts.append(f'{title}<div class="beside">{"".join(tables)}</div>')
+    return answered(data, *parts)
+
+
+def show_verdict(data):
+    is_next, chance = data["verdict"] == "is next", data["probability"]
+    verdict = f"B {'is the next sentence' if is_next else 'is not the next sentence'}, with probability "
+    rows = [("0", "is next", f"{data['score_is_next']:+.3f}", f"{chance:.3f}", bar(chance)),
+            ("1", "not next", f"{data['score_not_next']:+.3f}", f"{1 - chance:.3f}", bar(1 - chance))]
+    return answered(
+        data, f'<p class="verdict">{verdict}{max(chance, 1 - chance):.3f}</p>',
+        f'<p class="text">A: {esc(data["sentence_a"])}\nB: {esc(data["sentence_b"])}</p>',
+        table("Both scores", ("label", "meaning", "score", "probability", ""), rows))
+
+
+def show_entities(data):
+    kinds = list(dict.fromkeys(entity["label"] for entity in data["entities"]))
+    spans = [(entity["start"], entity["end"], f"{entity['label']} {entity['score']:.3f}",
+              kinds.index(entity["label"]) % 6) for entity in data["entities"]]
+    rows = [(esc(entity["text"]), esc(entity["label"]), f"{entity['score']:.3f}", bar(entity["score"]),
+             f"{entity['start']} to {entity['end']}") for entity in data["entities"]]
+    found = table("Entities", ("text", "type", "score", "", "characters"), rows) if rows else "<p>No entity in it.</p>"
+    windows = f"<p>Read in {data['windows']} windows.</p>" if data["windows"] > 1 else ""
+    return answered(data, mark(data["text"], spans), windows, found)
+
+
+def show_answer(data):
+    answer, tokens = data["answer"], data["tokens"]
+    verdict = " ".join(answer["text"].split()) or "No answer"
+    spans = [(answer["start"], answer["end"], "", 0)] if answer["text"] else []
+    rows = [("answer" if not n else "next best", f"{entry['probability']:.3f}", bar(entry["probability"]),
+             esc(" ".join(entry["text"].split()) or "(none)"),
+             f"{entry['start']} to {entry['end']}" if entry["text"] else "") for n, entry in
+            enumerate([answer, *data["next_best"]])]
+    odds = data["no_answer"]
+    said = [f"No answer scores {odds['score']:+.3f} against the best one, and is given above "
+            f"{odds['given_above']:+.3f}."] if odds else []
+    if data["windows"] > 1:
+        said.append(f"Read in {data['windows']} windows; the plot shows the one that holds the best answer.")
+    return answered(
+        data, f'<p class="verdict">{esc(verdict)}, with probability {answer["probability"]:.3f}</p>',
+        mark(data["context"], spans), "".join(f"<p>{line}</p>" for line in said),
+        table("Answers", ("rank", "probability", "", "text", "characters"), rows), draw_tokens(tokens))
+
+
+def draw_tokens(tokens):
+    """Draw the scores of tokens, as `run_qa.py --plot_scores` does: a picture inside the page, and not in a file."""
+    if not tokens:
+        return ""
+    picture = io.BytesIO()
+    run_qa.draw_scores(picture, [(token["text"], token["start"], token["end"]) for token in tokens], "")
+    best = {name: max(tokens, key=lambda token: token[name]) for name in ("start", "end")}
+    words = "Scores of each token to begin and to end the answer, in bars. Highest to begin: {start}; to end: {end}."
+    words = words.format(**{name: f"{token['text']!r}, {token[name]:+.3f}" for name, token in best.items()})
+    return (f'<figure><figcaption>{esc(words)}</figcaption><div class="scroll" tabindex="0" role="region" '
+            f'aria-label="Plot of the scores"><img alt="{esc(words)}" src="data:image/png;base64,'
+            f'{base64.b64encode(picture.getvalue()).decode()}"></div></figure>')
+
+
+# ---------------------------------------------------------------- the page
+
+
+CSS = """
+.gradio-container { max-width: 60rem !important; margin: 0 auto !important; }
+:focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
+.examples button { white-space: normal; text-align: left; font-weight: 400; }
+.answer { padding: 0.25rem 0 1rem; line-height: 1.5; overflow-wrap: anywhere; }
+.answer .text { white-space: pre-wrap; padding: 0.75rem; margin: 0.5rem 0; border-radius: 0.5rem;
+    border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); line-height: 1.9;
+    max-height: 24rem; overflow-y: auto; }
+.answer .verdict { font-size: 1.25rem; font-weight: 600; margin: 0.5rem 0; }
+.answer.refused, .answer .careful { padding: 0.75rem; border-left: 4px solid #d97706; margin: 0.5rem 0;
+    background: color-mix(in srgb, #d97706 12%, transparent); }
+.answer .beside { display: flex; flex-wrap: wrap; gap: 0 2rem; }
+.answer .beside > * { flex: 1 1 18rem; }
+.answer .scroll { overflow-x: auto; margin: 0.5rem 0; }
+.answer table { width: 100%; border-collapse: collapse; border: 0; margin: 0; }
+.answer caption { text-align: left; font-weight: 600; padding: 0.25rem 0; }
+.answer th, .answer td { text-align: left; padding: 0.3rem 0.75rem 0.3rem 0; border: 0;
+    border-bottom: 1px solid var(--border-color-primary); }
+.answer th { font-weight: 400; color: var(--body-text-color-subdued); }
+.answer .wide { width: 35%; }
+.answer .track { min-width: 4rem; height: 0.7rem; border-radius: 0.35rem; background: var(--border-color-primary); }
+.answer .bar { height: 100%; min-width: 1px; border-radius: inherit; background: var(--color-accent); }
+.answer mark { color: inherit; padding: 0.15em 0.3em; border-radius: 0.3em; box-decoration-break: clone;
+    -webkit-box-decoration-break: clone; background: hsl(var(--hue) 90% 50% / 0.28);
+    border-bottom: 2px solid hsl(var(--hue) 90% 45%); }
+.answer mark small { margin-left: 0.4em; font-weight: 600; white-space: nowrap; }
+.colour-0 { --hue: 38; } .colour-1 { --hue: 205; } .colour-2 { --hue: 145; }
+.colour-3 { --hue: 320; } .colour-4 { --hue: 265; } .colour-5 { --hue: 0; }
+.answer figure { margin: 1rem 0 0; }
+.answer figure img { max-width: none; height: 22rem; background: white; }
+"""
+
+FIELDS = {
+    "text": ("Text with [MASK]", SHORT, 2),
+    "sentence_a": ("Sentence A", SHORT, 2),
+    "sentence_b": ("Sentence B", SHORT, 2),
+    "question": ("Question", SHORT, 1),
+    "context": ("Context", LONG, 6),
+}
+FILL_EXAMPLES = (
+    ("A [MASK] expression yields a function object.",),
+    ("If no matching attribute is found, an AttributeError exception is [MASK].",),
+    ("A [MASK] definition defines a [MASK] object.",),
+)
+PAIR_EXAMPLES = (
+    ("A lambda expression yields a function object.",
+     "The unnamed object behaves like a function object defined with the def statement."),
+    ("The return statement leaves the current function call.", "Names in Germany are often long."),
+    ("The try statement specifies exception handlers.",
+     "When no exception occurs in the try clause, no exception handler is executed."),
+)
+ENTITY_EXAMPLES = (
+    ("Ada Lovelace was born in London and wrote for a Swiss journal.",),
+    ("Maria Keller moved from Vienna to Lisbon last spring.",),
+    ("The train to Munich leaves at nine.",),
+)
+LOVELACE = (
+    "Ada Lovelace was born in London in 1815. Her mother made sure that she was taught mathematics from an early age. "
+    "In June 1833 she met Charles Babbage, who showed her a part of his Difference Engine. In 1843 she translated an "
+    "article about the Analytical Engine from French and added notes that were three times as long as the article."
+)
+QUESTION_EXAMPLES = (
+    ("What did Babbage show Ada Lovelace?", LOVELACE),
+    ("Where was Ada Lovelace born?", LOVELACE),
+    ("From which language did she translate the article?", LOVELACE),
+)
+
+
+def in_words(predict, show):
+    """Make the handler of a button: it renders an answer, and says in words what is wrong."""
+
+    def handle(*fields):
+        try:
+            return show(predict(*fields))
+        except REFUSALS as error:
+            return refused(error)
+        except Exception:  # the page stays, whatever it is
+            traceback.print_exc()
+            return refused("Something went wrong that should not. The terminal that started this page says more.")
+
+    return handle
+
+
+def as_data(predict):
+    """Make an endpoint of the HTTP API: it answers with plain data, and says in words what is wrong."""
+
+    @wraps(predict.__call__)  # gradio reads the names and types of the parameters
+    def call(*fields):
+        try:
+            return predict(*fields)
+        except REFUSALS as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    call.__signature__ = inspect.signature(predict)
+    return call
+
+
+def add_part(predict, show, api_name, button, examples, **labels):
+    """Add the controls of a function to a tab: fields, button, examples and the answer; and its endpoint."""
+    one_at_a_time = {"concurrency_id": "models", "concurrency_limit": 1}  # all cores work on one answer
+    fields = []
+    for name in inspect.signature(predict).parameters:
+        label, limit, lines = labels.get(name) or FIELDS[name]
+        fields.append(gr.Textbox(label=label, info=f"up to {limit:,} characters", lines=lines, max_lines=12))
+    run = gr.Button(button, variant="primary")
+    with gr.Row(elem_classes="examples"):
+        buttons = [gr.Button(f"Example: {example[0]}", size="sm") for example in examples]
+    answer = gr.HTML(js_on_load=None)
+    handle = in_words(predict, show)
+    shared = {"inputs": fields, "outputs": answer, "api_visibility": "private", **one_at_a_time}
+    gr.on([run.click, *(field.submit for field in fields)], handle, **shared)
+    for press, example in zip(buttons, examples, strict=True):
+        values = example if len(fields) > 1 else example[0]
+        press.click(lambda values=values: values, outputs=fields, api_visibility="private", queue=False).then(
+            handle, **shared)
+    gr.api(as_data(predict), api_name=api_name, **one_at_a_time)
+
+
+def add_tab(task, parts, folders):
+    """Add a tab: its parts, or the command that makes a model for it."""
+    with gr.Tab(task.title, id=task.flag):
+        if task.flag in folders:
+            gr.HTML(f"<p>Model: <code>{esc(folders[task.flag])}</code></p>", js_on_load=None)
+            for part in parts:
+                part()
+            return
+        folder = esc(f"--{task.flag} {task.folder}")
+        gr.HTML("<p>There is no model for this tab. This command makes a small one, in the project's folder; then "
+                f"start the page with <code>{folder}</code> as well.</p>", js_on_load=None)
+        gr.Textbox(make_command(task), label="Command", interactive=False, lines=2, buttons=["copy"])
+
+
+def make_command(task):
+    """Write the one command that makes the small model of a task."""
+    words = shlex.join(task.command("python", "MODEL")).replace("MODEL", '"$(python -m utils.offline_model)"')
+    writes = f"python -m utils.python_reference {REFERENCE} && " if "quickstart" in task.config else ""
+    return writes + words
+
+
+def load_parts(folders, base, say):
+    """Load the models: dict of flag to functions that add the parts of its tab."""
+
+    def fill(folder, base, name):
+        say(f"Loading     {folder}" + (f", and beside it {base}" if base else ""))
+        return partial(add_part, FillMask(folder, base), show_fills, name, "Fill the masks", FILL_EXAMPLES)
+
+    def judge(folder, name):
+        say(f"Loading     {folder}")
+        return partial(add_part, NextSentence(folder), show_verdict, name, "Does B follow A?", PAIR_EXAMPLES)
+
+    makers = {
+        "mlm": lambda folder: [fill(folder, base, "fill_mask")],
+        "nsp": lambda folder: [judge(folder, "next_sentence")],
+        "pretraining": lambda folder: [fill(folder, None, "pretraining_fill_mask"),
+                                       judge(folder, "pretraining_next_sentence")],
+        "ner": lambda folder: [partial(add_part, Entities(folder), show_entities, "entities", "Find the entities",
+                                       ENTITY_EXAMPLES, text=("Text", LONG, 4))],
+        "qa": lambda folder: [partial(add_part, QuestionAnswering(folder), show_answer, "question_answering",
+                                      "Answer", QUESTION_EXAMPLES)],
+    }
+    return {flag: makers[flag](folder) for flag, folder in folders.items()}
+
+
+def build_page(parts, folders, privacy):
+    """Build the page: gr.Blocks."""
+    with gr.Blocks(title="BERT training scripts: demo", analytics_enabled=False) as page:
+        gr.HTML(f"<h1>Try the models</h1><p>{esc(privacy)}</p>", js_on_load=None)
+        with gr.Tabs(selected=next(iter(folders))):
+            for task in TASKS:
+                add_tab(task, parts.get(task.flag, ()), folders)
+    return page
+
+
+def main(argv=None):
+    def say(line):
+        print(line, flush=True)
+
+    try:
+        args = parse_args(argv)
+        check_port(args.host, args.port)
+        folders, base = choose_models(args, say)
+        transformers.logging.set_verbosity_error()  # what it says of heads, the page says
+        transformers.logging.disable_progress_bar()
+        parts = load_parts(folders, base, say)
+    except REFUSALS as error:
+        print(f"utils.demo: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("utils.demo: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    privacy = "What you type is computed on the machine that runs this page; it is neither stored nor sent elsewhere."
+    if args.share:
+        privacy = "This page is shared: what you type passes through gradio's servers to the machine that runs it."
+    font = gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")  # of the system: nothing is fetched
+    page = build_page(parts, folders, privacy)
+    _, address, link = page.launch(
+        server_name=args.host, server_port=args.port, share=args.share, prevent_thread_lock=True, quiet=True,
+        # Said outright, as variables of the environment would else decide.
+        ssr_mode=False, mcp_server=False, pwa=False, run_history=False, enable_monitoring=False, inbrowser=False,
+        footer_links=[], max_file_size=1, css=CSS,
+        theme=gr.themes.Default(font=font, font_mono=(gr.themes.Font("ui-monospace"), gr.themes.Font("monospace"))))
+    say(f"Page        {address}" + (f" and, for anyone, {link}" if link else "") + "   (Ctrl-C ends it)")
+    page.block_thread()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
