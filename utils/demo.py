@@ -187,7 +187,7 @@ def train_small_models(tasks, say):
 
 
 def choose_models(args, say):
-    """Choose the folder of each tab, a dict of flag to folder, and the base of Fill mask or None."""
+    """Choose the models: dict of flag to folder; and of name to model for the base of Fill mask, if it has one."""
     given = {task.flag: getattr(args, task.flag) for task in TASKS if getattr(args, task.flag)}
     for task in TASKS:
         if task.flag in given:
@@ -197,9 +197,9 @@ def choose_models(args, say):
     if missing:
         train_small_models(missing, say)
         folders = find_models()
-    base = args.base
-    if not base and Path(folders.get("mlm", "")) == Path(TASKS[0].folder):
-        base = str(offline_model_path())
+    base = {args.base: args.base} if args.base else {}
+    if not given and not base and Path(folders["mlm"]) == Path(TASKS[0].folder):
+        base = {"the offline model that it began from": str(offline_model_path())}
     return folders, base
 
 
@@ -254,32 +254,32 @@ def careful(folder, note):
 
 
 class FillMask:
-    """Fills masks, as `run_mlm.py --text` does."""
+    """Fills masks, as `run_mlm.py --text` does.
 
-    def __init__(self, folder, base=None):
-        self.models = [self.load(folder), *([self.load(base)] if base else [])]
+    Args:
+        models: folder, or Hub name, of each model by the name that it is shown with; the base comes last.
+    """
 
-    @staticmethod
-    def load(folder):
-        _, model, tokenizer, note = load_plain(run_mlm, ["--text", "[MASK]"], folder, run_mlm.AutoModelForMaskedLM,
-                                               "masked-language-modelling head")
-        return folder, model, tokenizer, note
+    def __init__(self, models):
+        self.models = {name: load_plain(run_mlm, ["--text", "[MASK]"], model, run_mlm.AutoModelForMaskedLM,
+                                        "masked-language-modelling head") for name, model in models.items()}
 
     def __call__(self, text: str) -> dict:
         check_text("The text", text, SHORT)
-        text = text.replace(self.models[0][2].mask_token, "[MASK]")  # which does for all models
+        for _, _, tokenizer, _ in self.models.values():
+            text = text.replace(tokenizer.mask_token, "[MASK]")  # which does for all models
         if "[MASK]" not in text:
             raise InputError("There is no mask in the text. Write [MASK] for a word.")
         answers, notes = [], []
-        for folder, model, tokenizer, note in self.models:
+        for name, (_, model, tokenizer, note) in self.models.items():
             tokens = len(tokenizer(text.replace("[MASK]", tokenizer.mask_token), verbose=False)["input_ids"])
             longest = longest_input(model.config, tokenizer)
             if tokens > longest:
-                raise InputError(f"The text has {tokens:,} tokens; {folder} takes at most {longest:,}. Shorten it.")
+                raise InputError(f"The text has {tokens:,} tokens; {name} takes at most {longest:,}. Shorten it.")
             filled = run_mlm.fill_masks(model, tokenizer, [text])[text]
-            answers.append({"model": folder, "masks": [
+            answers.append({"model": name, "masks": [
                 [{"word": word, "probability": chance} for word, chance in words] for words in filled]})
-            notes += careful(folder, note)
+            notes += careful(name, note)
         return {"text": text, "answers": answers, "careful": notes}
 
 
@@ -401,11 +401,12 @@ def bar(share):
 
 
 def table(caption, header, rows):
-    """Lay out rows of HTML; a header that is empty is for bars."""
-    head = "".join(f'<th scope="col">{name}</th>' if name else '<td class="wide"></td>' for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return (f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>")
+    """Lay out rows of HTML under the names of columns; "" is that of bars."""
+    head = "".join(f'<th scope="col">{name}</th>' if name else '<td class="bars"></td>' for name in header)
+    body = "".join("<tr>" + "".join(f'<td class="{name or "bars"}">{cell}</td>' for name, cell in
+                                    zip(header, row, strict=True)) + "</tr>" for row in rows)
+    return (f'<div class="scroll"><table class="columns-{len(header)}"><caption>{caption}</caption><thead><tr>{head}'
+            f"</tr></thead><tbody>{body}</tbody></table></div>")
 
 
 def mark(text, spans):
@@ -468,10 +469,8 @@ def show_answer(data):
     answer, tokens = data["answer"], data["tokens"]
     verdict = " ".join(answer["text"].split()) or "No answer"
     spans = [(answer["start"], answer["end"], "", 0)] if answer["text"] else []
-    rows = [("answer" if not n else "next best", f"{entry['probability']:.3f}", bar(entry["probability"]),
-             esc(" ".join(entry["text"].split()) or "(none)"),
-             f"{entry['start']} to {entry['end']}" if entry["text"] else "") for n, entry in
-            enumerate([answer, *data["next_best"]])]
+    rows = [(esc(" ".join(entry["text"].split()) or "(none)"), f"{entry['probability']:.3f}", bar(entry["probability"]),
+             f"{entry['start']} to {entry['end']}" if entry["text"] else "") for entry in [answer, *data["next_best"]]]
     odds = data["no_answer"]
     said = [f"No answer scores {odds['score']:+.3f} against the best one, and is given above "
             f"{odds['given_above']:+.3f}."] if odds else []
@@ -480,7 +479,7 @@ def show_answer(data):
     return answered(
         data, f'<p class="verdict">{esc(verdict)}, with probability {answer["probability"]:.3f}</p>',
         mark(data["context"], spans), "".join(f"<p>{line}</p>" for line in said),
-        table("Answers", ("rank", "probability", "", "text", "characters"), rows), draw_tokens(tokens))
+        table("The answer, and the next best", ("text", "probability", "", "characters"), rows), draw_tokens(tokens))
 
 
 def draw_tokens(tokens):
@@ -488,25 +487,27 @@ def draw_tokens(tokens):
     if not tokens:
         return ""
     picture = io.BytesIO()
-    run_qa.draw_scores(picture, [(token["text"], token["start"], token["end"]) for token in tokens], "")
+    pixels = run_qa.draw_scores(picture, [(token["text"], token["start"], token["end"]) for token in tokens], "")
     best = {name: max(tokens, key=lambda token: token[name]) for name in ("start", "end")}
-    words = "Scores of each token to begin and to end the answer, in bars. Highest to begin: {start}; to end: {end}."
-    words = words.format(**{name: f"{token['text']!r}, {token[name]:+.3f}" for name, token in best.items()})
-    return (f'<figure><figcaption>{esc(words)}</figcaption><div class="scroll" tabindex="0" role="region" '
-            f'aria-label="Plot of the scores"><img alt="{esc(words)}" src="data:image/png;base64,'
-            f'{base64.b64encode(picture.getvalue()).decode()}"></div></figure>')
+    first, last = (f"{token['text']}, {token[name]:+.3f}" for name, token in best.items())
+    words = esc(f"Scores of each token to begin the answer, in blue, highest: {first}; and to end it, in orange, "
+                f"highest: {last}.")
+    return (f'<figure><figcaption>{words}</figcaption><div class="scroll" tabindex="0" role="region" '
+            f'aria-label="Plot of the scores"><img alt="{words}" width="{0.8 * pixels.shape[1]:.0f}" '
+            f'src="data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"></div></figure>')
 
 
 # ---------------------------------------------------------------- the page
 
 
 CSS = """
-.gradio-container { max-width: 60rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 60rem !important; margin: 0 auto !important; }
 :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
-.examples button { white-space: normal; text-align: left; font-weight: 400; }
-.answer { padding: 0.25rem 0 1rem; line-height: 1.5; overflow-wrap: anywhere; }
-.answer .text { white-space: pre-wrap; padding: 0.75rem; margin: 0.5rem 0; border-radius: 0.5rem;
-    border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); line-height: 1.9;
+.examples { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); }
+.examples button { white-space: normal; text-align: left; justify-content: flex-start; font-weight: 400; }
+.answer { padding: 0.25rem 0 1rem; line-height: 1.5; overflow-wrap: break-word; }
+.answer p.text { white-space: pre-wrap; padding: 0.75rem; margin: 0.5rem 0; border-radius: 0.5rem;
+    overflow-wrap: anywhere; border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); line-height: 1.9;
     max-height: 24rem; overflow-y: auto; }
 .answer .verdict { font-size: 1.25rem; font-weight: 600; margin: 0.5rem 0; }
 .answer.refused, .answer .careful { padding: 0.75rem; border-left: 4px solid #d97706; margin: 0.5rem 0;
@@ -514,12 +515,15 @@ CSS = """
 .answer .beside { display: flex; flex-wrap: wrap; gap: 0 2rem; }
 .answer .beside > * { flex: 1 1 18rem; }
 .answer .scroll { overflow-x: auto; margin: 0.5rem 0; }
-.answer table { width: 100%; border-collapse: collapse; border: 0; margin: 0; }
+.answer table, .answer thead, .answer tbody, .answer tr { border: 0 !important; }
+.answer table { width: 100%; border-collapse: collapse; margin: 0; }
 .answer caption { text-align: left; font-weight: 600; padding: 0.25rem 0; }
-.answer th, .answer td { text-align: left; padding: 0.3rem 0.75rem 0.3rem 0; border: 0;
-    border-bottom: 1px solid var(--border-color-primary); }
-.answer th { font-weight: 400; color: var(--body-text-color-subdued); }
-.answer .wide { width: 35%; }
+.answer th, .answer td { text-align: left; padding: 0.3rem 0.75rem 0.3rem 0 !important; border: 0 !important;
+    border-bottom: 1px solid var(--border-color-primary) !important; }
+.answer th { white-space: nowrap; font-weight: 400; color: var(--body-text-color-subdued) !important; }
+.answer td { white-space: nowrap; }
+.answer td.text, .answer td.word { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
+.answer .bars { width: 30%; }
 .answer .track { min-width: 4rem; height: 0.7rem; border-radius: 0.35rem; background: var(--border-color-primary); }
 .answer .bar { height: 100%; min-width: 1px; border-radius: inherit; background: var(--color-accent); }
 .answer mark { color: inherit; padding: 0.15em 0.3em; border-radius: 0.3em; box-decoration-break: clone;
@@ -528,8 +532,9 @@ CSS = """
 .answer mark small { margin-left: 0.4em; font-weight: 600; white-space: nowrap; }
 .colour-0 { --hue: 38; } .colour-1 { --hue: 205; } .colour-2 { --hue: 145; }
 .colour-3 { --hue: 320; } .colour-4 { --hue: 265; } .colour-5 { --hue: 0; }
+@media (max-width: 40rem) { .answer .columns-4 .bars, .answer .columns-5 .bars { display: none; } }
 .answer figure { margin: 1rem 0 0; }
-.answer figure img { max-width: none; height: 22rem; background: white; }
+.answer figure img { max-width: none; }
 """
 
 FIELDS = {
@@ -568,6 +573,9 @@ QUESTION_EXAMPLES = (
 )
 
 
+UNEXPECTED = "Something went wrong that should not. The terminal that started this page says more."
+
+
 def in_words(predict, show):
     """Make the handler of a button: it renders an answer, and says in words what is wrong."""
 
@@ -578,7 +586,7 @@ def in_words(predict, show):
             return refused(error)
         except Exception:  # the page stays, whatever it is
             traceback.print_exc()
-            return refused("Something went wrong that should not. The terminal that started this page says more.")
+            return refused(UNEXPECTED)
 
     return handle
 
@@ -592,6 +600,8 @@ def as_data(predict):
             return predict(*fields)
         except REFUSALS as error:
             raise gr.Error(str(error), print_exception=False) from None
+        except Exception as error:
+            raise gr.Error(UNEXPECTED) from error  # gradio prints it
 
     call.__signature__ = inspect.signature(predict)
     return call
@@ -603,7 +613,8 @@ def add_part(predict, show, api_name, button, examples, **labels):
     fields = []
     for name in inspect.signature(predict).parameters:
         label, limit, lines = labels.get(name) or FIELDS[name]
-        fields.append(gr.Textbox(label=label, info=f"up to {limit:,} characters", lines=lines, max_lines=12))
+        send = "Enter sends" if lines == 1 else "Shift+Enter sends"
+        fields.append(gr.Textbox(label=label, info=f"up to {limit:,} characters; {send}", lines=lines, max_lines=12))
     run = gr.Button(button, variant="primary")
     with gr.Row(elem_classes="examples"):
         buttons = [gr.Button(f"Example: {example[0]}", size="sm") for example in examples]
@@ -641,26 +652,47 @@ def make_command(task):
 
 def load_parts(folders, base, say):
     """Load the models: dict of flag to functions that add the parts of its tab."""
-
-    def fill(folder, base, name):
-        say(f"Loading     {folder}" + (f", and beside it {base}" if base else ""))
-        return partial(add_part, FillMask(folder, base), show_fills, name, "Fill the masks", FILL_EXAMPLES)
+    def fill(models, name):
+        say(f"Loading     {', and beside it '.join(models)}")
+        return partial(add_part, FillMask(models), show_fills, name, "Fill the masks", FILL_EXAMPLES)
 
     def judge(folder, name):
         say(f"Loading     {folder}")
         return partial(add_part, NextSentence(folder), show_verdict, name, "Does B follow A?", PAIR_EXAMPLES)
 
+    def find(folder):
+        say(f"Loading     {folder}")
+        return partial(add_part, Entities(folder), show_entities, "entities", "Find the entities", ENTITY_EXAMPLES,
+                       text=("Text", LONG, 4))
+
+    def answer(folder):
+        say(f"Loading     {folder}")
+        return partial(add_part, QuestionAnswering(folder), show_answer, "question_answering", "Answer",
+                       QUESTION_EXAMPLES)
+
     makers = {
-        "mlm": lambda folder: [fill(folder, base, "fill_mask")],
+        "mlm": lambda folder: [fill({folder: folder} | base, "fill_mask")],
         "nsp": lambda folder: [judge(folder, "next_sentence")],
-        "pretraining": lambda folder: [fill(folder, None, "pretraining_fill_mask"),
+        "pretraining": lambda folder: [fill({folder: folder}, "pretraining_fill_mask"),
                                        judge(folder, "pretraining_next_sentence")],
-        "ner": lambda folder: [partial(add_part, Entities(folder), show_entities, "entities", "Find the entities",
-                                       ENTITY_EXAMPLES, text=("Text", LONG, 4))],
-        "qa": lambda folder: [partial(add_part, QuestionAnswering(folder), show_answer, "question_answering",
-                                      "Answer", QUESTION_EXAMPLES)],
+        "ner": lambda folder: [find(folder)],
+        "qa": lambda folder: [answer(folder)],
     }
     return {flag: makers[flag](folder) for flag, folder in folders.items()}
+
+
+def make_theme():
+    """Make the colours and fonts: contrast for all to read, and fonts of the system, so that nothing is fetched."""
+    theme = gr.themes.Default(
+        primary_hue="blue", font=(gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")),
+        font_mono=(gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")))
+    return theme.set(
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_800", block_label_text_color_dark="*neutral_100",
+        block_title_text_color="*neutral_800", block_title_text_color_dark="*neutral_100",
+        button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_800")
 
 
 def build_page(parts, folders, privacy):
@@ -693,14 +725,13 @@ def main(argv=None):
     privacy = "What you type is computed on the machine that runs this page; it is neither stored nor sent elsewhere."
     if args.share:
         privacy = "This page is shared: what you type passes through gradio's servers to the machine that runs it."
-    font = gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")  # of the system: nothing is fetched
     page = build_page(parts, folders, privacy)
     _, address, link = page.launch(
-        server_name=args.host, server_port=args.port, share=args.share, prevent_thread_lock=True, quiet=True,
+        server_name=args.host, server_port=args.port, share=args.share, show_error=True,
+        prevent_thread_lock=True, quiet=True,
         # Said outright, as variables of the environment would else decide.
         ssr_mode=False, mcp_server=False, pwa=False, run_history=False, enable_monitoring=False, inbrowser=False,
-        footer_links=[], max_file_size=1, css=CSS,
-        theme=gr.themes.Default(font=font, font_mono=(gr.themes.Font("ui-monospace"), gr.themes.Font("monospace"))))
+        footer_links=[], max_file_size=1, css=CSS, theme=make_theme())
     say(f"Page        {address}" + (f" and, for anyone, {link}" if link else "") + "   (Ctrl-C ends it)")
     page.block_thread()
     return 0
