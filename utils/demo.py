@@ -58,30 +58,35 @@ REFUSALS = (InputError, *(script.InputError for script in (run_mlm, run_ner, run
 
 @dataclass(frozen=True)
 class Task:
-    """A tab: the script that makes its model, the heads that the model may have, and the small one to begin with."""
+    """A tab: the script that makes its model, the heads that the model may have, and how to train a small one."""
 
     flag: str
     title: str
     script: str
     heads: tuple
     config: str
-    folder: str
-    settings: tuple = ()  # flags beside the config's, so that all five are trained in a few minutes
+    settings: tuple = ()  # flags beside those of the config, so that all five are trained in a few minutes
+
+    @property
+    def folder(self):
+        return f"outputs/demo_{self.flag}"
 
     def command(self, python, model):
-        """Words of the command that trains the small model."""
-        return [python, f"{self.script}.py", "--config", self.config, "--model", model, *self.settings]
+        """List the words of the command that trains the small model."""
+        return [python, f"{self.script}.py", "--config", self.config, "--model", model, "--output_dir", self.folder,
+                *self.settings]
 
 
 TASKS = (
     Task("mlm", "Fill mask", "run_mlm", ("ForMaskedLM", "ForPreTraining"), "examples/quickstart_mlm.yaml",
-         "outputs/quickstart_mlm"),
+         ("--num_train_epochs", "3")),
     Task("nsp", "Next sentence", "run_nsp", ("ForNextSentencePrediction", "ForPreTraining"),
-         "examples/quickstart_nsp.yaml", "outputs/quickstart_nsp"),
+         "examples/quickstart_nsp.yaml", ("--num_train_epochs", "1")),
     Task("pretraining", "Pretraining heads", "run_pretraining", ("ForPreTraining",),
-         "examples/quickstart_pretraining.yaml", "outputs/quickstart_pretraining"),
-    Task("ner", "Entities", "run_ner", ("ForTokenClassification",), "examples/ner.yaml", "outputs/ner"),
-    Task("qa", "Question answering", "run_qa", ("ForQuestionAnswering",), "examples/qa.yaml", "outputs/qa"),
+         "examples/quickstart_pretraining.yaml", ("--num_train_epochs", "3")),
+    Task("ner", "Entities", "run_ner", ("ForTokenClassification",), "examples/ner.yaml"),
+    Task("qa", "Question answering", "run_qa", ("ForQuestionAnswering",), "examples/qa.yaml",
+         ("--num_train_epochs", "12", "--plot_scores", "outputs/demo_qa/scores.png")),
 )
 
 
@@ -198,7 +203,7 @@ def choose_models(args, say):
         train_small_models(missing, say)
         folders = find_models()
     base = {args.base: args.base} if args.base else {}
-    if not given and not base and Path(folders["mlm"]) == Path(TASKS[0].folder):
+    if not given and not base and Path(folders["mlm"]) in (Path(TASKS[0].folder), Path("outputs/quickstart_mlm")):
         base = {"the offline model that it began from": str(offline_model_path())}
     return folders, base
 
@@ -328,8 +333,6 @@ class Entities:
     def __call__(self, text: str) -> dict:
         check_text("The text", text, LONG)
         row = run_ner.read_tagged_row({"text": text}, "The text", None, None, None)
-        if not row["tokens"]:
-            raise InputError("There are no words in the text.")
         ends = [0, *(end for _, end in row["offsets"])]
         spaced = [start > end for (start, _), end in zip(row["offsets"], ends, strict=False)]
         # Not by make_windows, which would keep them in the cache on disk.
@@ -506,8 +509,8 @@ CSS = """
 .examples { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); }
 .examples button { white-space: normal; text-align: left; justify-content: flex-start; font-weight: 400; }
 .answer { padding: 0.25rem 0 1rem; line-height: 1.5; overflow-wrap: break-word; }
-.answer p.text { white-space: pre-wrap; padding: 0.75rem; margin: 0.5rem 0; border-radius: 0.5rem;
-    overflow-wrap: anywhere; border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); line-height: 1.9;
+.answer p.text { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; padding: 0.75rem; margin: 0.5rem 0;
+    border: 1px solid var(--border-color-primary); border-radius: 0.5rem; background: var(--background-fill-secondary);
     max-height: 24rem; overflow-y: auto; }
 .answer .verdict { font-size: 1.25rem; font-weight: 600; margin: 0.5rem 0; }
 .answer.refused, .answer .careful { padding: 0.75rem; border-left: 4px solid #d97706; margin: 0.5rem 0;
@@ -727,8 +730,8 @@ def main(argv=None):
         privacy = "This page is shared: what you type passes through gradio's servers to the machine that runs it."
     page = build_page(parts, folders, privacy)
     _, address, link = page.launch(
-        server_name=args.host, server_port=args.port, share=args.share, show_error=True,
-        prevent_thread_lock=True, quiet=True,
+        server_name=args.host, server_port=args.port, share=args.share, show_error=True, quiet=True,
+        prevent_thread_lock=True,
         # Said outright, as variables of the environment would else decide.
         ssr_mode=False, mcp_server=False, pwa=False, run_history=False, enable_monitoring=False, inbrowser=False,
         footer_links=[], max_file_size=1, css=CSS, theme=make_theme())
