@@ -230,7 +230,7 @@ def test_what_is_typed_and_what_a_model_says_is_shown_as_text(parts):
         demo.show_fills(fills): 4,
         demo.show_verdict(parts["next_sentence"]("<script>", "<img onerror=1>") | {"sentence_b": EVIL}): 1,
         demo.show_entities(entities): 2,
-        demo.show_answer(answer): 1,
+        demo.show_answer(answer | {"question": EVIL}): 2,
         demo.refused(EVIL): 1,
     }
     for page, times in pages.items():
@@ -296,7 +296,7 @@ ASKED = {
     "context": "Ada Lovelace was born in London in 1815. In June 1833 she met Charles Babbage, who showed her a part "
     "of his Difference Engine. In 1843 she translated an article from French.",
 }
-LABELS_OF = {"text": re.compile("^Text"), "sentence_a": "Sentence A", "sentence_b": "Sentence B",
+LABELS_OF = {"text": "Text", "sentence_a": "Sentence A", "sentence_b": "Sentence B",
              "question": "Question", "context": "Context"}  # fmt: skip
 # Tab, button, script and what is asked.
 TABS = {
@@ -357,17 +357,16 @@ class Visit:
         self.page.get_by_role("tablist").first.wait_for()
 
     def ask(self, tab, button, fields):
-        """Fill a tab in and press its button: the part of the page with the answer."""
+        """Fill a tab in and press its button: the answer."""
         self.open(tab)
         panel = self.page.locator("[role=tabpanel]:visible")
         for name, value in fields.items():
             panel.get_by_label(LABELS_OF[name]).fill(value)
+        panel.locator(".answer").evaluate_all("old => old.forEach(answer => answer.classList.add('old'))")
         panel.get_by_role("button", name=button, exact=True).click()
-        answer = panel.locator(".answer", has_text=" ".join(next(iter(fields.values())).split())[:20]).or_(
-            panel.locator("[role=alert]")).first
+        answer = panel.locator(".answer:not(.old)")
         answer.wait_for()
-        panel.locator(".answer").last.wait_for()
-        return panel
+        return answer
 
     def open(self, tab):
         button = self.page.get_by_role("tab", name=tab)
@@ -412,10 +411,12 @@ def test_browser_shows_what_is_typed_as_text_in_every_field(served, chromium):
     for tabs in TABS.values():
         for tab, button, _, fields in tabs:
             evil = {name: f"{'[MASK] ' if '[MASK]' in value else ''}{EVIL}" for name, value in fields.items()}
-            panel = visit.ask(tab, button, evil)
-            shown = panel.locator(".answer:visible").last.inner_text()
-            assert EVIL in " ".join(shown.split()), shown
-            assert not panel.locator("script, img[src=x], [onerror]").count()
+            answer = visit.ask(tab, button, evil)
+            # Without the labels that stand among the words of a text.
+            shown = answer.evaluate("answer => { answer.querySelectorAll('small').forEach(label => label.remove()); "
+                                    "return answer.textContent }")
+            assert shown.count(EVIL) >= len(fields), shown
+            assert not answer.locator("script, img[src=x], [onerror]").count()
     assert visit.page.evaluate("window.hit") is None and not visit.strange
 
 
@@ -423,10 +424,10 @@ def test_browser_shows_what_is_typed_as_text_in_every_field(served, chromium):
 def test_browser_says_in_words_what_is_refused(served, chromium):
     page, *_ = served
     visit = Visit(chromium, page)
-    panel = visit.ask("Entities", "Find the entities", {"text": "x" * 20_001})
-    assert "The text has 20,001 characters; at most 20,000 are taken" in panel.get_by_role("alert").inner_text()
-    panel = visit.ask("Fill mask", "Fill the masks", {"text": "no mask"})
-    assert "Write [MASK] for a word" in panel.get_by_role("alert").inner_text()
+    answer = visit.ask("Entities", "Find the entities", {"text": "x" * 20_001})
+    assert "The text has 20,001 characters; at most 20,000 are taken" in answer.inner_text()
+    answer = visit.ask("Fill mask", "Fill the masks", {"text": "no mask"})
+    assert "Write [MASK] for a word" in answer.inner_text() and answer.get_attribute("role") == "alert"
 
 
 @pytest.mark.slow

@@ -480,7 +480,8 @@ def show_answer(data):
     if data["windows"] > 1:
         said.append(f"Read in {data['windows']} windows; the plot shows the one that holds the best answer.")
     return answered(
-        data, f'<p class="verdict">{esc(verdict)}, with probability {answer["probability"]:.3f}</p>',
+        data, f"<p>{esc(data['question'])}</p>",
+        f'<p class="verdict">{esc(verdict)}, with probability {answer["probability"]:.3f}</p>',
         mark(data["context"], spans), "".join(f"<p>{line}</p>" for line in said),
         table("The answer, and the next best", ("text", "probability", "", "characters"), rows), draw_tokens(tokens))
 
