@@ -11,7 +11,7 @@ CHECK_VERSION = -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "
 	%s is %d.%d. Delete .venv if it lies there, and name a newer one: make PYTHON=python3.12" % (sys.executable, v[0], v[1]))'
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test fix clean
+.PHONY: help quickstart demo test fix clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -22,14 +22,18 @@ quickstart: $(ENV) outputs/python_reference.txt ## train a small BERT on Python'
 		--model "$$model" --overwrite_output_dir
 	$(BIN)/python -m utils.report outputs/quickstart_mlm
 
+# Flags go into DEMO, as in: make demo DEMO="--ner outputs/ner --port 8000"
+demo: $(ENV) ## open a local page to try the models in outputs/ on; trains small ones first where there are none
+	$(BIN)/python -m utils.demo $(DEMO)
+
 test: $(ENV) ## run the tests, except the slow ones (.ci/run runs everything)
 	$(BIN)/python -m pytest
 
 fix: $(ENV) ## repair what ruff can repair, and rewrite copies that differ from their original in utils/
 	$(BIN)/python -m ruff check --fix . ; status=$$?; $(BIN)/python -m utils.check_copies --fix && exit $$status
 
-clean: ## remove what quickstart and the tests wrote; .venv and all other outputs stay
-	rm -rf outputs/quickstart_mlm outputs/python_reference.txt .pytest_cache .ruff_cache
+clean: ## remove what quickstart, demo and the tests wrote; .venv and all other outputs stay
+	rm -rf outputs/quickstart_mlm outputs/demo_* outputs/python_reference.txt .pytest_cache .ruff_cache
 	rm -rf __pycache__ utils/__pycache__ tests/__pycache__ benchmarks/__pycache__
 	@rmdir outputs 2> /dev/null || true
 

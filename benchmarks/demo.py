@@ -128,6 +128,7 @@ def main(argv=None):
             names = endpoints(client)
         for name in names:
             times, errors, seconds = load(page, name, args.clients, args.requests)
+            print(f"{name}: done in {seconds:.0f} s", file=sys.stderr, flush=True)
             failed += errors
             rows.append([name, f"{len(times):,}", f"{len(errors):,}", f"{1000 * statistics.median(times):.0f}",
                          f"{1000 * statistics.quantiles(times, n=20)[-1]:.0f}", f"{len(times) / seconds:.0f}"])

@@ -21,8 +21,7 @@ from helpers import ROOT, run_fresh, run_script
 from PIL import Image
 
 from benchmarks.demo import Page, ask, endpoints
-
-demo = pytest.importorskip("utils.demo", reason="gradio is not installed: pip install -r requirements-dev.txt")
+from utils import demo
 
 EVIL = '<img src=x onerror="window.hit=1"><script>window.hit=1</script> ${1+1} {{value}} "\' &amp;'
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -289,7 +288,7 @@ SENTENCES = {
     "sentence_a": "A lambda expression yields a function object.",
     "sentence_b": "The unnamed object behaves like a function object defined with the def statement.",
 }
-FILL = "A [MASK] expression yields a function object."
+FILL = "A [MASK] definition defines a class object."
 NAMES = "Ada Lovelace was born in London and wrote for a Swiss journal."
 ASKED = {
     "question": "What did Babbage show Ada Lovelace?",

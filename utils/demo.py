@@ -23,7 +23,7 @@ import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: it would report each start
@@ -86,7 +86,7 @@ TASKS = (
          "examples/quickstart_pretraining.yaml", ("--num_train_epochs", "3")),
     Task("ner", "Entities", "run_ner", ("ForTokenClassification",), "examples/ner.yaml"),
     Task("qa", "Question answering", "run_qa", ("ForQuestionAnswering",), "examples/qa.yaml",
-         ("--num_train_epochs", "12", "--plot_scores", "outputs/demo_qa/scores.png")),
+         ("--plot_scores", "outputs/demo_qa/scores.png")),
 )
 
 
@@ -202,9 +202,9 @@ def choose_models(args, say):
     if missing:
         train_small_models(missing, say)
         folders = find_models()
-    base = {args.base: args.base} if args.base else {}
+    base = {f"base: {args.base}": args.base} if args.base else {}
     if not given and not base and Path(folders["mlm"]) in (Path(TASKS[0].folder), Path("outputs/quickstart_mlm")):
-        base = {"the offline model that it began from": str(offline_model_path())}
+        base = {"base: the offline model that it began from": str(offline_model_path())}
     return folders, base
 
 
@@ -268,11 +268,12 @@ class FillMask:
     def __init__(self, models):
         self.models = {name: load_plain(run_mlm, ["--text", "[MASK]"], model, run_mlm.AutoModelForMaskedLM,
                                         "masked-language-modelling head") for name, model in models.items()}
+        _, _, tokenizer, _ = next(iter(self.models.values()))
+        self.mask = tokenizer.mask_token
 
-    def __call__(self, text: str) -> dict:
-        check_text("The text", text, SHORT)
-        for _, _, tokenizer, _ in self.models.values():
-            text = text.replace(tokenizer.mask_token, "[MASK]")  # which does for all models
+    def __call__(self, masked_text: str) -> dict:
+        check_text("The text", masked_text, SHORT)
+        text = masked_text.replace(self.mask, "[MASK]")  # which does for all models
         if "[MASK]" not in text:
             raise InputError("There is no mask in the text. Write [MASK] for a word.")
         answers, notes = [], []
@@ -293,11 +294,13 @@ class NextSentence:
 
     def __init__(self, folder):
         self.folder = folder
+        config = run_nsp.load_pretrained(run_nsp.AutoConfig.from_pretrained, "--model", folder)
+        if config.model_type not in run_nsp.MODELS:
+            raise InputError(f"{folder}: run_nsp.py cannot ask a model of the kind {config.model_type}; expected one "
+                             f"of {', '.join(run_nsp.MODELS)}.")
         self.args, self.model, self.tokenizer, self.note = load_plain(
             run_nsp, ["--sentence_a", "A", "--sentence_b", "B"], folder, run_nsp.AutoModelForNextSentencePrediction,
             "next-sentence head")
-        if self.model.config.model_type not in run_nsp.MODELS:
-            raise InputError(f"{folder}: run_nsp.py cannot ask a model of the kind {self.model.config.model_type}.")
 
     def __call__(self, sentence_a: str, sentence_b: str) -> dict:
         for name, sentence in (("Sentence A", sentence_a), ("Sentence B", sentence_b)):
@@ -521,7 +524,7 @@ CSS = """
 .answer .scroll { overflow-x: auto; margin: 0.5rem 0; }
 .answer table, .answer thead, .answer tbody, .answer tr { border: 0 !important; }
 .answer table { width: 100%; border-collapse: collapse; margin: 0; }
-.answer caption { text-align: left; font-weight: 600; padding: 0.25rem 0; }
+.answer caption { overflow-wrap: anywhere; text-align: left; font-weight: 600; padding: 0.25rem 0; }
 .answer th, .answer td { text-align: left; padding: 0.3rem 0.75rem 0.3rem 0 !important; border: 0 !important;
     border-bottom: 1px solid var(--border-color-primary) !important; }
 .answer th { white-space: nowrap; font-weight: 400; color: var(--body-text-color-subdued) !important; }
@@ -541,11 +544,13 @@ CSS = """
 .answer figure img { max-width: none; }
 """
 
+# Label, characters that it takes, and lines.
 FIELDS = {
-    "text": ("Text with [MASK]", SHORT, 2),
+    "masked_text": ("Text with [MASK]", SHORT, 2),
     "sentence_a": ("Sentence A", SHORT, 2),
     "sentence_b": ("Sentence B", SHORT, 2),
     "question": ("Question", SHORT, 1),
+    "text": ("Text", LONG, 4),
     "context": ("Context", LONG, 6),
 }
 FILL_EXAMPLES = (
@@ -575,8 +580,6 @@ QUESTION_EXAMPLES = (
     ("Where was Ada Lovelace born?", LOVELACE),
     ("From which language did she translate the article?", LOVELACE),
 )
-
-
 UNEXPECTED = "Something went wrong that should not. The terminal that started this page says more."
 
 
@@ -611,12 +614,12 @@ def as_data(predict):
     return call
 
 
-def add_part(predict, show, api_name, button, examples, **labels):
-    """Add the controls of a function to a tab: fields, button, examples and the answer; and its endpoint."""
+def add_part(name, predict, show, button, examples):
+    """Add the controls of a function to a tab, fields, button, examples and answer; and an endpoint of that name."""
     one_at_a_time = {"concurrency_id": "models", "concurrency_limit": 1}  # all cores work on one answer
     fields = []
-    for name in inspect.signature(predict).parameters:
-        label, limit, lines = labels.get(name) or FIELDS[name]
+    for field in inspect.signature(predict).parameters:
+        label, limit, lines = FIELDS[field]
         send = "Enter sends" if lines == 1 else "Shift+Enter sends"
         fields.append(gr.Textbox(label=label, info=f"up to {limit:,} characters; {send}", lines=lines, max_lines=12))
     run = gr.Button(button, variant="primary")
@@ -630,7 +633,7 @@ def add_part(predict, show, api_name, button, examples, **labels):
         values = example if len(fields) > 1 else example[0]
         press.click(lambda values=values: values, outputs=fields, api_visibility="private", queue=False).then(
             handle, **shared)
-    gr.api(as_data(predict), api_name=api_name, **one_at_a_time)
+    gr.api(as_data(predict), api_name=name, **one_at_a_time)
 
 
 def add_tab(task, parts, folders):
@@ -639,7 +642,7 @@ def add_tab(task, parts, folders):
         if task.flag in folders:
             gr.HTML(f"<p>Model: <code>{esc(folders[task.flag])}</code></p>", js_on_load=None)
             for part in parts:
-                part()
+                add_part(*part)
             return
         folder = esc(f"--{task.flag} {task.folder}")
         gr.HTML("<p>There is no model for this tab. This command makes a small one, in the project's folder; then "
@@ -654,35 +657,19 @@ def make_command(task):
     return writes + words
 
 
-def load_parts(folders, base, say):
-    """Load the models: dict of flag to functions that add the parts of its tab."""
-    def fill(models, name):
-        say(f"Loading     {', and beside it '.join(models)}")
-        return partial(add_part, FillMask(models), show_fills, name, "Fill the masks", FILL_EXAMPLES)
-
-    def judge(folder, name):
-        say(f"Loading     {folder}")
-        return partial(add_part, NextSentence(folder), show_verdict, name, "Does B follow A?", PAIR_EXAMPLES)
-
-    def find(folder):
-        say(f"Loading     {folder}")
-        return partial(add_part, Entities(folder), show_entities, "entities", "Find the entities", ENTITY_EXAMPLES,
-                       text=("Text", LONG, 4))
-
-    def answer(folder):
-        say(f"Loading     {folder}")
-        return partial(add_part, QuestionAnswering(folder), show_answer, "question_answering", "Answer",
-                       QUESTION_EXAMPLES)
-
-    makers = {
-        "mlm": lambda folder: [fill({folder: folder} | base, "fill_mask")],
-        "nsp": lambda folder: [judge(folder, "next_sentence")],
-        "pretraining": lambda folder: [fill({folder: folder}, "pretraining_fill_mask"),
-                                       judge(folder, "pretraining_next_sentence")],
-        "ner": lambda folder: [find(folder)],
-        "qa": lambda folder: [answer(folder)],
-    }
-    return {flag: makers[flag](folder) for flag, folder in folders.items()}
+def load_parts(flag, folder, base):
+    """Load the model of a tab: list of what add_part takes for each part of it."""
+    fill, judge = (show_fills, "Fill the masks", FILL_EXAMPLES), (show_verdict, "Does B follow A?", PAIR_EXAMPLES)
+    if flag == "mlm":
+        return [("fill_mask", FillMask({folder: folder} | base), *fill)]
+    if flag == "nsp":
+        return [("next_sentence", NextSentence(folder), *judge)]
+    if flag == "pretraining":
+        return [("pretraining_fill_mask", FillMask({folder: folder}), *fill),
+                ("pretraining_next_sentence", NextSentence(folder), *judge)]
+    if flag == "ner":
+        return [("entities", Entities(folder), show_entities, "Find the entities", ENTITY_EXAMPLES)]
+    return [("question_answering", QuestionAnswering(folder), show_answer, "Answer", QUESTION_EXAMPLES)]
 
 
 def make_theme():
@@ -703,7 +690,7 @@ def build_page(parts, folders, privacy):
     """Build the page: gr.Blocks."""
     with gr.Blocks(title="BERT training scripts: demo", analytics_enabled=False) as page:
         gr.HTML(f"<h1>Try the models</h1><p>{esc(privacy)}</p>", js_on_load=None)
-        with gr.Tabs(selected=next(iter(folders))):
+        with gr.Tabs(selected=next(task.flag for task in TASKS if task.flag in folders)):
             for task in TASKS:
                 add_tab(task, parts.get(task.flag, ()), folders)
     return page
@@ -719,7 +706,10 @@ def main(argv=None):
         folders, base = choose_models(args, say)
         transformers.logging.set_verbosity_error()  # what it says of heads, the page says
         transformers.logging.disable_progress_bar()
-        parts = load_parts(folders, base, say)
+        parts = {}
+        for flag, folder in folders.items():
+            say(f"Loading     {folder}" + (f", and {' '.join(base)}" if flag == "mlm" and base else ""))
+            parts[flag] = load_parts(flag, folder, base)
     except REFUSALS as error:
         print(f"utils.demo: error: {error}", file=sys.stderr)
         return 2
@@ -732,10 +722,9 @@ def main(argv=None):
     page = build_page(parts, folders, privacy)
     _, address, link = page.launch(
         server_name=args.host, server_port=args.port, share=args.share, show_error=True, quiet=True,
-        prevent_thread_lock=True,
-        # Said outright, as variables of the environment would else decide.
-        ssr_mode=False, mcp_server=False, pwa=False, run_history=False, enable_monitoring=False, inbrowser=False,
-        footer_links=[], max_file_size=1, css=CSS, theme=make_theme())
+        prevent_thread_lock=True, css=CSS, theme=make_theme(), footer_links=[],
+        # Said outright, as variables of the environment would else decide. Nothing is uploaded: a byte is the least.
+        ssr_mode=False, mcp_server=False, pwa=False, run_history=False, enable_monitoring=False, max_file_size=1)
     say(f"Page        {address}" + (f" and, for anyone, {link}" if link else "") + "   (Ctrl-C ends it)")
     page.block_thread()
     return 0
