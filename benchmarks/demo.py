@@ -87,56 +87,61 @@ def endpoints(client):
     return [name.removeprefix("/") for name in client.get("/info").json()["named_endpoints"]]
 
 
-def load(page, name, clients, requests):
-    """Ask an endpoint from several clients at once: (seconds of each answer, errors, seconds in all)."""
+def load(page, names, clients, requests):
+    """Ask from several clients at once, each endpoint in turn: (list of name, seconds and error or None; seconds)."""
     with page.client() as client:
-        expected = [ask(client, name, fields) for fields in QUESTIONS[name]]
+        expected = {name: [ask(client, name, fields) for fields in QUESTIONS[name]] for name in names}
     ready = threading.Barrier(clients)
 
     def run(number):
-        times, errors = [], []
+        done = []
         with page.client() as client:
             ready.wait()
             for n in range(requests):
-                which, begun = (number + n) % len(expected), time.perf_counter()
+                name, fault, begun = names[(number + n) % len(names)], None, time.perf_counter()
+                which = n // len(names) % len(expected[name])
                 try:
-                    if ask(client, name, QUESTIONS[name][which]) != expected[which]:
-                        errors.append("another answer than alone")
+                    if ask(client, name, QUESTIONS[name][which]) != expected[name][which]:
+                        fault = "another answer than alone"
                 except (RuntimeError, httpx.HTTPError, ValueError) as error:
-                    errors.append(f"{type(error).__name__}: {error}")
-                times.append(time.perf_counter() - begun)
-        return times, errors
+                    fault = f"{type(error).__name__}: {error}"
+                done.append((name, time.perf_counter() - begun, fault))
+        return done
 
     begun = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        parts = list(pool.map(run, range(clients)))
-    return [t for times, _ in parts for t in times], [e for _, errors in parts for e in errors], (
-        time.perf_counter() - begun)
+        done = [answer for part in pool.map(run, range(clients)) for answer in part]
+    return done, time.perf_counter() - begun
+
+
+def row(name, done, seconds):
+    """Lay out a row of the table, of the answers of one endpoint or of all."""
+    times = [1000 * took for _, took, _ in done]
+    errors = sum(fault is not None for *_, fault in done)
+    return [name, f"{len(done):,}", f"{errors:,}", f"{statistics.median(times):.0f}",
+            f"{statistics.quantiles(times, n=20)[-1]:.0f}", f"{len(done) / seconds:.1f}"]
 
 
 def main(argv=None):
     parser = parser_of(__doc__)
     parser.add_argument("--clients", type=int, default=8, help="how many ask at once")
-    parser.add_argument("--requests", type=int, default=200, help="how many each sends to each endpoint")
+    parser.add_argument("--requests", type=int, default=200, help="how many each sends, to all endpoints in turn")
     for flag in FLAGS:
         parser.add_argument(f"--{flag}", metavar="DIR", help="as of python -m utils.demo")
     args = parser.parse_args(argv)
     given = [word for flag in FLAGS if getattr(args, flag) for word in (f"--{flag}", getattr(args, flag))]
-    rows, failed = [], []
     with Page(given, timeout=3600) as page:
         with page.client() as client:
             names = endpoints(client)
-        for name in names:
-            times, errors, seconds = load(page, name, args.clients, args.requests)
-            print(f"{name}: done in {seconds:.0f} s", file=sys.stderr, flush=True)
-            failed += errors
-            rows.append([name, f"{len(times):,}", f"{len(errors):,}", f"{1000 * statistics.median(times):.0f}",
-                         f"{1000 * statistics.quantiles(times, n=20)[-1]:.0f}", f"{len(times) / seconds:.0f}"])
+        done, seconds = load(page, names, args.clients, args.requests)
     print(f"\n{args.clients} clients at once, {args.requests} requests each; {describe_machine()}")
-    print_table(["endpoint", "requests", "errors", "median, ms", "95th percentile, ms", "requests a second"], rows)
-    for error in sorted({*failed}):
-        print(f"{failed.count(error):,} x {error}", file=sys.stderr)
-    return 1 if failed else 0
+    rows = [row(name, [answer for answer in done if answer[0] == name], seconds) for name in names]
+    print_table(["endpoint", "requests", "errors", "median, ms", "95th percentile, ms", "requests a second"],
+                [*rows, row("all", done, seconds)])
+    faults = [fault for *_, fault in done if fault]
+    for fault in sorted({*faults}):
+        print(f"{faults.count(fault):,} x {fault}", file=sys.stderr)
+    return 1 if faults or len(done) < args.clients * args.requests else 0
 
 
 if __name__ == "__main__":
