@@ -285,8 +285,8 @@ def test_the_command_of_a_tab_without_a_model_makes_it(monkeypatch):
 
 
 SENTENCES = {
-    "sentence_a": "A lambda expression yields a function object.",
-    "sentence_b": "The unnamed object behaves like a function object defined with the def statement.",
+    "sentence_a": "The try statement specifies exception handlers.",
+    "sentence_b": "When no exception occurs in the try clause, no exception handler is executed.",
 }
 FILL = "A [MASK] definition defines a class object."
 NAMES = "Ada Lovelace was born in London and wrote for a Swiss journal."
