@@ -1155,6 +1155,7 @@ def train_or_load(args, training, processes, tokenizer, config, labels, scheme, 
         return trainer.accelerator, trainer.model, results, note
     set_seed(args.seed)
     model, note = load_tagger(args, None, config, labels, scheme, len(tokenizer))
+    quicken_dropout(model, training.use_cpu)  # there is none, but what is computed is what a training computes
     say(f"Model       {args.model}, {model.num_parameters():,} weights; {note}")
     accelerator = Accelerator(
         cpu=training.use_cpu, mixed_precision=training.mixed_precision, log_with=args.report_to or None,

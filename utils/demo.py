@@ -33,7 +33,6 @@ except ImportError as error:
     print(f"utils.demo: error: {error}. Install what it needs: pip install 'gradio>=6.31'", file=sys.stderr)
     sys.exit(2)
 
-import datasets
 import transformers
 
 import run_mlm
@@ -42,7 +41,7 @@ import run_nsp
 import run_pretraining
 import run_qa
 from utils.arguments import ArgumentParser, HelpFormatter
-from utils.models import edge_ids, longest_input
+from utils.models import longest_input
 from utils.offline_model import offline_model_path
 from utils.python_reference import write_reference
 from utils.reading import InputError
@@ -79,7 +78,7 @@ class Task:
 
 TASKS = (
     Task("mlm", "Fill mask", "run_mlm", ("ForMaskedLM", "ForPreTraining"), "examples/quickstart_mlm.yaml",
-         ("--num_train_epochs", "3")),
+         ("--num_train_epochs", "5")),
     Task("nsp", "Next sentence", "run_nsp", ("ForNextSentencePrediction", "ForPreTraining"),
          "examples/quickstart_nsp.yaml", ("--num_train_epochs", "1")),
     Task("pretraining", "Pretraining heads", "run_pretraining", ("ForPreTraining",),
@@ -336,13 +335,8 @@ class Entities:
     def __call__(self, text: str) -> dict:
         check_text("The text", text, LONG)
         row = run_ner.read_tagged_row({"text": text}, "The text", None, None, None)
-        ends = [0, *(end for _, end in row["offsets"])]
-        spaced = [start > end for (start, _), end in zip(row["offsets"], ends, strict=False)]
-        # Not by make_windows, which would keep them in the cache on disk.
-        windows = datasets.Dataset.from_dict(run_ner.align(
-            {"tokens": [row["tokens"]], "spaced": [spaced], "tags": [None]}, [0], self.tokenizer,
-            edge_ids(self.tokenizer), {tag: n for n, tag in enumerate(self.labels)}, self.args.max_seq_length,
-            self.args.stride, False))
+        windows = run_ner.make_windows([row], self.tokenizer, self.labels, self.args.max_seq_length, self.args.stride,
+                                       False, in_memory=True)
         tagger = run_ner.Tagger([row], windows, self.labels, self.scheme, self.args.constrained_decoding, **self.how)
         tagger(self.model)
         text, entities = run_ner.entities_of(row, tagger.tags[0], tagger.chances[0])
@@ -357,7 +351,6 @@ class QuestionAnswering:
         config, self.tokenizer = run_qa.load_config_and_tokenizer(folder, None, None, 0, **HUB)
         self.args = script_args(run_qa, ["--question", "Q", "--context", "C", "--model", folder],
                                 longest_input(config, self.tokenizer))
-        run_qa.check_run(self.args, None, None, self.tokenizer)
         kept = getattr(config, "no_answer_threshold", None)
         version_2 = run_qa.find_version({}, False, kept is not None, silent)
         self.threshold = run_qa.choose_threshold(self.args, config, version_2, kept, {})
@@ -377,16 +370,13 @@ class QuestionAnswering:
         if not run_qa.drop_long_questions([row], self.tokenizer, length, stride, lambda *_: None):
             raise InputError(f"The question is too long: of {length} tokens, those of a window, it leaves too few for "
                              "the context. Shorten it.")
-        # Not by make_windows, which would keep them in the cache on disk.
-        windows = datasets.Dataset.from_dict(run_qa.align(
-            {"question": [question], "context": [context], "span": [None]}, [0], self.tokenizer,
-            run_qa.special_frame(self.tokenizer), length, stride))
+        windows = run_qa.make_windows([row], self.tokenizer, length, stride, in_memory=True)
         text, ranked, odds, tokens = run_qa.ask(
             self.model, row, windows, run_qa.make_collator(windows, self.tokenizer, self.config), **self.how)
-        answer = next((entry for entry in ranked if entry["text"] == text), ranked[0])
+        answer, *others = run_qa.pick_shown(ranked, text)
         return {
             "question": question, "context": context, "answer": answer,
-            "next_best": [entry for entry in ranked if entry["text"] != text][:3],
+            "next_best": others,
             "no_answer": None if odds is None else {"score": odds, "given_above": self.threshold},
             "tokens": [{"text": word, "start": start, "end": end} for word, start, end in tokens],
             "windows": len(windows), "careful": careful(self.args.model, self.note),
@@ -494,7 +484,8 @@ def draw_tokens(tokens):
     if not tokens:
         return ""
     picture = io.BytesIO()
-    pixels = run_qa.draw_scores(picture, [(token["text"], token["start"], token["end"]) for token in tokens], "")
+    pixels = run_qa.draw_scores(picture, [(token["text"], token["start"], token["end"]) for token in tokens], "",
+                                per_row=24)
     best = {name: max(tokens, key=lambda token: token[name]) for name in ("start", "end")}
     first, last = (f"{token['text']}, {token[name]:+.3f}" for name, token in best.items())
     words = esc(f"Scores of each token to begin the answer, in blue, highest: {first}; and to end it, in orange, "
