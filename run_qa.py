@@ -1041,7 +1041,7 @@ def draw_scores(path, tokens, title, per_row=40):
     values = [value for _, *pair in tokens for value in pair if math.isfinite(value)] or [0.0]
     width, low, high = len(rows[0]), min(values), max(values)
     low -= 0.05 * (high - low) + 1e-6  # so that the lowest has a bar, too
-    figure = Figure(figsize=(max(5, 14 * width / per_row), 0.8 + 2.1 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(max(5, 0.35 * width), 0.8 + 2.1 * len(rows)), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     figure.suptitle(title, wrap=True, parse_math=False)  # a $ is a dollar
     for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
@@ -1054,7 +1054,7 @@ def draw_scores(path, tokens, title, per_row=40):
         axes.set_ylim(low, high + 0.05 * (high - low))
         axes.set_ylabel("score")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(loc="upper right", ncols=2, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
     if isinstance(path, str | Path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
