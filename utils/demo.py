@@ -169,7 +169,7 @@ def train_small_models(tasks, say):
     except (ModuleNotFoundError, ValueError) as error:
         raise InputError(f"{error} Or name models that there are, as with --mlm DIR.") from None
     say(f"No models in outputs/ for: {', '.join(task.title for task in tasks)}.\n"
-        "Small ones are trained first, once, of the offline model: all five take about seven minutes on two CPU cores.\n"
+        "Small ones are trained first, once, of the offline model: all five take some seven minutes on two CPU cores.\n"
         "To do without, name the folders of models that there are, as with --mlm DIR; Ctrl-C stops, and the next start "
         "goes on.")
     if not REFERENCE.exists():
