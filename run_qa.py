@@ -62,6 +62,7 @@ try:
     from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.image import imsave
     from torch.utils.data import DataLoader, Sampler
     from tqdm import tqdm
     from transformers import (
@@ -1057,9 +1058,13 @@ def draw_scores(path, tokens, title, per_row=40):
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
     if isinstance(path, str | Path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    if str(path).lower().endswith((".svg", ".pdf")):
+        figure.savefig(path)
+    else:  # what is drawn already
+        imsave(path, pixels, format="png")
+    return pixels
 
 
 def send_picture(trackers, name, picture):
@@ -1767,6 +1772,9 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
                          "of the model's config.json") from None
     flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, name, **hub)
+    if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:  # what transformers makes where there is none
+        raise InputError(f"{flag} {name}: there is no tokenizer in it, or one without words. Save the tokenizer beside "
+                         "the model, or give --tokenizer_name.")
     for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id),
                         ("[CLS]", edge_ids(tokenizer)[0]), ("[SEP]", edge_ids(tokenizer)[1])):
         if token is None:

@@ -12,8 +12,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,10 +119,13 @@ def words(page):
         (["--ner", "{mlm}"], "it holds a BertForMaskedLM, expected a model of the kind BertForTokenClassification"),
         (["--mlm", "{qa}"], "expected a model of the kind BertForMaskedLM or BertForPreTraining"),
         (["--port", "0"], "--port is 0; expected 1 to 65535"),
-        (["--host", "256.1.1.1"], "cannot listen there"),
+        (["--host", "256.1.1.1"], "--host 256.1.1.1: "),
+        (["--host", "::1"], "Expected an IPv4 address"),
+        (["--host", "a" * 70], "Expected an IPv4 address"),
+        (["--qa", ""], "--qa : no model in it"),
         (["--nsp", "{nsp}", "--base", "{mlm}"], "give --mlm, too"),
         (["--bass", "x"], "unrecognized arguments: --bass"),
-        (["--mlm", "{mlm}", "--base", "./nowhere"], "./nowhere: cannot be loaded"),
+        (["--mlm", "{mlm}", "--base", "./nowhere"], "--base ./nowhere: cannot be loaded"),
     ],
 )
 def test_a_mistake_ends_in_one_message_and_status_2(argv, said, tiny_models, free_port, capsys, tmp_path, monkeypatch):
@@ -184,6 +189,20 @@ def test_small_models_are_trained_once_where_there_are_none(tmp_path, tiny_model
     assert [Path(command[1]).name for command in trained] == [f"{task.script}.py" for task in demo.TASKS]
     assert demo.choose_models(demo.parse_args([]), print)[0] == folders and len(trained) == 5
     assert not capsys.readouterr().out
+
+
+def test_a_found_model_that_cannot_be_used_is_passed_over(tiny_models, tmp_path, capsys):
+    for name in ("whole", "without_words"):
+        shutil.copytree(tiny_models["ner"], tmp_path / name)
+    for path in tmp_path.glob("without_words/tokenizer*"):
+        path.unlink()
+    folders = {"ner": str(tmp_path / "without_words"), "nsp": tiny_models["nsp"]}
+    assert demo.load_models(folders, {}, False, print).keys() == {"nsp"}
+    assert "without_words is passed over" in capsys.readouterr().out
+    with pytest.raises(demo.REFUSALS, match="there is no tokenizer in it"):
+        demo.load_models(folders, {}, True, print)
+    with pytest.raises(demo.REFUSALS, match="none of the models"):
+        demo.load_models({"ner": folders["ner"]}, {}, False, print)
 
 
 def test_nothing_is_trained_where_a_folder_is_given(tiny_models, tmp_path, monkeypatch):
@@ -442,13 +461,13 @@ def test_browser_on_a_phone_in_the_dark_by_keyboard(served, chromium, tmp_path):
     assert max(visit.page.evaluate(colours)[:3]) < 80
     visit.open("Entities")
     field = visit.page.locator("[role=tabpanel]:visible").get_by_label(LABELS_OF["text"])
-    field.fill(NAMES)
+    field.fill("Nobody")
     field.press("Tab")
     focus = "[document.activeElement.innerText, getComputedStyle(document.activeElement).outlineWidth]"
     assert visit.page.evaluate(focus) == ["Find the entities", "3px"]
     visit.page.keyboard.press("Tab")
     visit.page.keyboard.press("Enter")  # the first example
-    visit.page.locator(".answer mark:visible, .answer:visible").first.wait_for()
+    visit.page.locator(".answer:visible", has_text=demo.ENTITY_EXAMPLES[0][0][:12]).wait_for()
     assert not visit.strange
 
 
@@ -462,7 +481,39 @@ def test_nothing_that_is_asked_is_left_on_disk(served):
         ask(client, "question_answering", [f"Who met the {secret}?", f"Ada met the {secret}."])
         ask(client, "fill_mask", [f"The {secret} is a [MASK]."])
         ask(client, "next_sentence", [f"The {secret} came.", "He left."])
+    after = {path for path in scratch.rglob("*") if path.is_file()}
+    assert after == before and not [path for path in after if secret.encode() in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_routes_that_would_store_and_other_hosts_are_closed(served):
+    page, _, scratch = served
+    before = {path for path in scratch.rglob("*") if path.is_file()}
+    with page.client() as client:
+        assert client.post("/upload", files={"files": ("my words.txt", b"")}).status_code == 404
+        assert client.get("/deep_link", params={"session_hash": "x"}).status_code == 404
+        assert client.post("/call/entities", json={"data": ["x" * 10**6]}).status_code == 413
+        answers = {host: client.get("/info", headers={"Host": host}).status_code
+                   for host in ("localhost", "127.0.0.1:80", "else.example", "else.example:7860")}  # fmt: skip
+    assert list(answers.values()) == [200, 200, 400, 400]
     assert {path for path in scratch.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_a_stopped_first_start_stops_its_training_and_saves(tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen([sys.executable, "-u", "-m", "utils.demo", "--port", str(port)], cwd=tmp_path,
+                               env=variables, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("Update     10 "):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM  # and the pipe has ended, which the training has open, too
+    assert list((tmp_path / "outputs" / "demo_mlm").glob("checkpoint-*")), said
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from functools import wraps
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: it would report each start
+os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # files that gradio would show to all
 try:
     import gradio as gr
 except ImportError as error:
@@ -34,6 +36,9 @@ except ImportError as error:
     sys.exit(2)
 
 import transformers
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 
 import run_mlm
 import run_ner
@@ -116,8 +121,12 @@ def parse_args(argv=None):
 def check_port(host, port):
     """Raise InputError where the page cannot listen, before minutes are spent on models."""
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        socket.create_server((host, port), family=family).close()
+        socket.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"--host {host}: {error.args[-1]}. Expected an IPv4 address of this machine, or a name of it, "
+                         "such as 127.0.0.1, localhost or 0.0.0.0.") from None
+    try:
+        socket.create_server((host, port)).close()
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: cannot listen there: {error.strerror}. Give another --port, or "
                          "end what listens on it.") from None
@@ -182,7 +191,9 @@ def train_small_models(tasks, say):
         process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         try:
             status = process.wait()
-        except KeyboardInterrupt:  # the script got it, too: it ends its update and saves
+        except (KeyboardInterrupt, SystemExit) as end:  # the script ends its update and saves
+            if isinstance(end, SystemExit):  # of Ctrl-C, the terminal has told it, too
+                process.terminate()
             process.wait()
             raise
         if status:
@@ -192,7 +203,7 @@ def train_small_models(tasks, say):
 
 def choose_models(args, say):
     """Choose the models: dict of flag to folder; and of name to model for the base of Fill mask, if it has one."""
-    given = {task.flag: getattr(args, task.flag) for task in TASKS if getattr(args, task.flag)}
+    given = {task.flag: getattr(args, task.flag) for task in TASKS if getattr(args, task.flag) is not None}
     for task in TASKS:
         if task.flag in given:
             check_folder(task, given[task.flag])
@@ -254,7 +265,7 @@ def start_trainer(script, args):
 
 def careful(folder, note):
     """List what is to be said of a model whose head starts at random."""
-    return [f"{folder}: {note}; train it first, or this says nothing"] if "random" in note else []
+    return [f"{folder}: {note}; train it first, or this says nothing"] if "comes trained" not in note else []
 
 
 class FillMask:
@@ -265,8 +276,13 @@ class FillMask:
     """
 
     def __init__(self, models):
-        self.models = {name: load_plain(run_mlm, ["--text", "[MASK]"], model, run_mlm.AutoModelForMaskedLM,
-                                        "masked-language-modelling head") for name, model in models.items()}
+        self.models = {}
+        for name, model in models.items():
+            try:
+                self.models[name] = load_plain(run_mlm, ["--text", "[MASK]"], model, run_mlm.AutoModelForMaskedLM,
+                                               "masked-language-modelling head")
+            except REFUSALS as error:  # what run_mlm.py says of its own flag
+                raise InputError(str(error).replace("--model", "--base" if name != model else "the model", 1)) from None
         _, _, tokenizer, _ = next(iter(self.models.values()))
         self.mask = tokenizer.mask_token
 
@@ -401,7 +417,8 @@ def table(caption, header, rows):
     head = "".join(f'<th scope="col">{name}</th>' if name else '<td class="bars"></td>' for name in header)
     body = "".join("<tr>" + "".join(f'<td class="{name or "bars"}">{cell}</td>' for name, cell in
                                     zip(header, row, strict=True)) + "</tr>" for row in rows)
-    return (f'<div class="scroll"><table class="columns-{len(header)}"><caption>{caption}</caption><thead><tr>{head}'
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="Table"><table class="columns-{len(header)}">'
+            f"<caption>{caption}</caption><thead><tr>{head}"
             f"</tr></thead><tbody>{body}</tbody></table></div>")
 
 
@@ -444,8 +461,9 @@ def show_verdict(data):
     verdict = f"B {'is the next sentence' if is_next else 'is not the next sentence'}, with probability "
     rows = [("0", "is next", f"{data['score_is_next']:+.3f}", f"{chance:.3f}", bar(chance)),
             ("1", "not next", f"{data['score_not_next']:+.3f}", f"{1 - chance:.3f}", bar(1 - chance))]
+    unsure = "<p>The model can hardly tell: both are about as likely.</p>" if abs(chance - 0.5) < 0.05 else ""
     return answered(
-        data, f'<p class="verdict">{verdict}{max(chance, 1 - chance):.3f}</p>',
+        data, f'<p class="verdict">{verdict}{max(chance, 1 - chance):.3f}</p>{unsure}',
         f'<p class="text">A: {esc(data["sentence_a"])}\nB: {esc(data["sentence_b"])}</p>',
         table("Both scores", ("label", "meaning", "score", "probability", ""), rows))
 
@@ -503,6 +521,10 @@ CSS = """
 :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
 .examples { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); }
 .examples button { white-space: normal; text-align: left; justify-content: flex-start; font-weight: 400; }
+/* Text runs as its own script does. */
+.gradio-container textarea, .gradio-container input, .answer p, .answer td { unicode-bidi: plaintext;
+    text-align: start; }
+.answer mark, .answer mark small { unicode-bidi: isolate; }
 .answer { padding: 0.25rem 0 1rem; line-height: 1.5; overflow-wrap: break-word; }
 .answer p.text { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; padding: 0.75rem; margin: 0.5rem 0;
     border: 1px solid var(--border-color-primary); border-radius: 0.5rem; background: var(--background-fill-secondary);
@@ -533,6 +555,7 @@ CSS = """
 @media (max-width: 40rem) { .answer .columns-4 .bars, .answer .columns-5 .bars { display: none; } }
 .answer figure { margin: 1rem 0 0; }
 .answer figure img { max-width: none; }
+.dark .answer figure img { filter: invert(0.88) hue-rotate(180deg); }
 """
 
 # Label, characters that it takes, and lines.
@@ -550,11 +573,11 @@ FILL_EXAMPLES = (
     ("A [MASK] definition defines a [MASK] object.",),
 )
 PAIR_EXAMPLES = (
-    ("A lambda expression yields a function object.",
-     "The unnamed object behaves like a function object defined with the def statement."),
-    ("The return statement leaves the current function call.", "Names in Germany are often long."),
     ("The try statement specifies exception handlers.",
      "When no exception occurs in the try clause, no exception handler is executed."),
+    ("The return statement leaves the current function call.", "Names in Germany are often long."),
+    ("The import statement finds a module and binds it to a name.",
+     "If the module cannot be found, an ImportError is raised."),
 )
 ENTITY_EXAMPLES = (
     ("Ada Lovelace was born in London and wrote for a Swiss journal.",),
@@ -663,6 +686,25 @@ def load_parts(flag, folder, base):
     return [("question_answering", QuestionAnswering(folder), show_answer, "Answer", QUESTION_EXAMPLES)]
 
 
+def load_models(folders, base, must, say):
+    """Load the models of the tabs: dict of flag to what load_parts gives.
+
+    must: those that cannot be used end the start, as they were asked for; else their tabs go without.
+    """
+    parts = {}
+    for flag, folder in folders.items():
+        say(f"Loading     {folder}" + (f", and {' '.join(base)}" if flag == "mlm" and base else ""))
+        try:
+            parts[flag] = load_parts(flag, folder, base)
+        except REFUSALS as error:
+            if must:
+                raise
+            say(f"Careful     {folder} is passed over, as it cannot be used: {error} Or give another: --{flag} DIR.")
+    if not parts:
+        raise InputError("none of the models in outputs/ can be used. Name others, as with --mlm DIR.")
+    return parts
+
+
 def make_theme():
     """Make the colours and fonts: contrast for all to read, and fonts of the system, so that nothing is fetched."""
     theme = gr.themes.Default(
@@ -687,20 +729,46 @@ def build_page(parts, folders, privacy):
     return page
 
 
+class NothingStored:
+    """Closes the routes of gradio that write what a visitor sends to disk: uploads, and links to what was typed.
+
+    Nor are bodies taken that no field could fill: gradio keeps them in memory.
+    """
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        app = self.app
+        if scope["type"] == "http" and scope["path"].rstrip("/").endswith(("/upload", "/deep_link")):
+            app = PlainTextResponse("This page stores nothing.", status_code=404)
+        elif scope["type"] == "http" and int(dict(scope["headers"]).get(b"content-length", b"0")) > 20 * LONG:
+            app = PlainTextResponse(f"At most {LONG:,} characters are taken.", status_code=413)
+        await app(scope, receive, send)
+
+
+def guards(host, share):
+    """List what stands before gradio's routes."""
+    guards = [Middleware(NothingStored)]
+    if not share and socket.gethostbyname(host).startswith("127."):
+        # Else another site could be looked up as this address, and read the page in a visitor's browser.
+        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host, "127.0.0.1"]))
+    return guards
+
+
 def main(argv=None):
     def say(line):
         print(line, flush=True)
 
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that a training is told, too
     try:
         args = parse_args(argv)
         check_port(args.host, args.port)
         folders, base = choose_models(args, say)
         transformers.logging.set_verbosity_error()  # what it says of heads, the page says
         transformers.logging.disable_progress_bar()
-        parts = {}
-        for flag, folder in folders.items():
-            say(f"Loading     {folder}" + (f", and {' '.join(base)}" if flag == "mlm" and base else ""))
-            parts[flag] = load_parts(flag, folder, base)
+        must = any(getattr(args, name) is not None for name in ("base", *(task.flag for task in TASKS)))
+        parts = load_models(folders, base, must, say)
     except REFUSALS as error:
         print(f"utils.demo: error: {error}", file=sys.stderr)
         return 2
@@ -710,12 +778,16 @@ def main(argv=None):
     privacy = "What you type is computed on the machine that runs this page; it is neither stored nor sent elsewhere."
     if args.share:
         privacy = "This page is shared: what you type passes through gradio's servers to the machine that runs it."
-    page = build_page(parts, folders, privacy)
+    for name in ("NO_PROXY", "no_proxy"):  # gradio asks the page whether it is there: not by way of a proxy
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1", args.host]))
+    page = build_page(parts, {flag: folders[flag] for flag in parts}, privacy)
     _, address, link = page.launch(
         server_name=args.host, server_port=args.port, share=args.share, show_error=True, quiet=True,
         prevent_thread_lock=True, css=CSS, theme=make_theme(), footer_links=[],
-        # Said outright, as variables of the environment would else decide. Nothing is uploaded: a byte is the least.
-        ssr_mode=False, mcp_server=False, pwa=False, run_history=False, enable_monitoring=False, max_file_size=1)
+        # Said outright, as variables of the environment would else decide.
+        ssr_mode=False, mcp_server=False, pwa=False, run_history=False, enable_monitoring=False,
+        state_session_capacity=100,
+        app_kwargs={"middleware": guards(args.host, args.share)})
     say(f"Page        {address}" + (f" and, for anyone, {link}" if link else "") + "   (Ctrl-C ends it)")
     page.block_thread()
     return 0

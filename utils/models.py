@@ -33,6 +33,9 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
                          "of the model's config.json") from None
     flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, name, **hub)
+    if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:  # what transformers makes where there is none
+        raise InputError(f"{flag} {name}: there is no tokenizer in it, or one without words. Save the tokenizer beside "
+                         "the model, or give --tokenizer_name.")
     for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id),
                         ("[CLS]", edge_ids(tokenizer)[0]), ("[SEP]", edge_ids(tokenizer)[1])):
         if token is None:
