@@ -641,7 +641,8 @@ def add_part(name, predict, show, button, examples):
         buttons = [gr.Button(f"Example: {example[0]}", size="sm") for example in examples]
     answer = gr.HTML(js_on_load=None)
     handle = in_words(predict, show)
-    shared = {"inputs": fields, "outputs": answer, "api_visibility": "private", **one_at_a_time}
+    shared = {"inputs": fields, "outputs": answer, "scroll_to_output": True, "api_visibility": "private",
+              **one_at_a_time}
     gr.on([run.click, *(field.submit for field in fields)], handle, **shared)
     for press, example in zip(buttons, examples, strict=True):
         values = example if len(fields) > 1 else example[0]
@@ -732,7 +733,7 @@ def build_page(parts, folders, privacy):
 class NothingStored:
     """Closes the routes of gradio that write what a visitor sends to disk: uploads, and links to what was typed.
 
-    Nor are bodies taken that no field could fill: gradio keeps them in memory.
+    Nor are bodies taken that are longer than a book: gradio keeps them in memory.
     """
 
     def __init__(self, app):
@@ -742,8 +743,8 @@ class NothingStored:
         app = self.app
         if scope["type"] == "http" and scope["path"].rstrip("/").endswith(("/upload", "/deep_link")):
             app = PlainTextResponse("This page stores nothing.", status_code=404)
-        elif scope["type"] == "http" and int(dict(scope["headers"]).get(b"content-length", b"0")) > 20 * LONG:
-            app = PlainTextResponse(f"At most {LONG:,} characters are taken.", status_code=413)
+        elif scope["type"] == "http" and int(dict(scope["headers"]).get(b"content-length", b"0")) > 5e6:
+            app = PlainTextResponse("At most 5 MB are taken.", status_code=413)
         await app(scope, receive, send)
 
 
