@@ -251,10 +251,6 @@ def check_args(args, parser):
         parser.error("--early_stopping_patience needs scores: give --eval_strategy epoch or steps")
     if args.unlabeled_file and args.resume_from_checkpoint not in (None, "latest"):
         parser.error("--resume_from_checkpoint takes latest where there is --unlabeled_file, as each round has its own")
-    if args.load_best_model_at_end and files and not args.validation_file and not args.validation_split_percentage:
-        parser.error("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
-    can_tell = args.do_train and args.save_strategy == args.eval_strategy != "no"
-    args.load_best_model_at_end = can_tell if args.load_best_model_at_end is None else args.load_best_model_at_end
     args.run_name = args.run_name or args.output_dir
 
 
@@ -346,8 +342,11 @@ def prepare_rows(args, output_dir, say):
                                  "but then in no sentence.")
     args.do_predict = "test" in found if args.do_predict is None else args.do_predict
     tasks = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
-    parts = choose_parts({split: rows for split, rows in found.items() if split != "unlabeled"},
-                         args.validation_split_percentage, tasks, False) if any(tasks.values()) else {}
+    parts, sources = {}, {split: rows for split, rows in found.items() if split != "unlabeled"}
+    if any(tasks.values()):
+        parts = choose_parts(sources, args.validation_split_percentage, tasks, args.load_best_model_at_end)
+    if args.load_best_model_at_end is None:
+        args.load_best_model_at_end = args.do_train and args.save_strategy == args.eval_strategy != "no"
     data, samples = {}, {"train": args.max_train_samples, "validation": args.max_eval_samples,
                          "test": args.max_predict_samples}
     for split, ((rows, name), (which, percent)) in parts.items():
@@ -949,7 +948,7 @@ def make_training_arguments(args, on_cpu, precision, has_scores):
                "log_level": "error", "log_level_replica": "error", "gradient_checkpointing": None,
                "report_to": "none", "push_to_hub": False, "resume_from_checkpoint": None,  # these are ours
                "activation_checkpointing": args.activation_checkpointing or args.gradient_checkpointing,
-               "load_best_model_at_end": args.load_best_model_at_end and has_scores,
+               "load_best_model_at_end": bool(args.load_best_model_at_end and has_scores),
                "eval_strategy": args.eval_strategy if has_scores else "no", "do_eval": has_scores}
     try:
         training = NerArguments(**fields)
@@ -2169,12 +2168,14 @@ def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
 
     accumulation_steps: None where the run does not train.
     """
-    half = max(1, batch_size // 2)
-    same = (f"--per_device_eval_batch_size {half}; a smaller --max_seq_length helps" if accumulation_steps is None else
-            f"--per_device_train_batch_size {half} --gradient_accumulation_steps {accumulation_steps * 2}; "
-            "--gradient_checkpointing and a smaller --max_seq_length help")
-    return InputError(f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The "
-                      f"same result in half the memory: {same} too.")
+    said = f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass."
+    if accumulation_steps is None:
+        return InputError(f"{said} The same scores in less: --per_device_eval_batch_size {max(1, batch_size // 2)}; a "
+                          "smaller --max_seq_length helps, too.")
+    parts = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), 1)  # into which the batch divides
+    same = (f" The same result in less: --per_device_train_batch_size {batch_size // parts} "
+            f"--gradient_accumulation_steps {accumulation_steps * parts}." if parts > 1 else "")
+    return InputError(f"{said}{same} --gradient_checkpointing and a smaller --max_seq_length help, too.")
 
 
 # Copied from utils.running.StopSignal

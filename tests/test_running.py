@@ -16,7 +16,16 @@ import torch.distributed
 
 from utils import running
 from utils.reading import InputError
-from utils.running import Processes, StopSignal, cut_log, pick_precision, read_config, run_main, set_cpu_threads
+from utils.running import (
+    Processes,
+    StopSignal,
+    cut_log,
+    out_of_memory,
+    pick_precision,
+    read_config,
+    run_main,
+    set_cpu_threads,
+)
 
 # ---------------------------------------------------------------- read_config
 
@@ -388,3 +397,13 @@ def test_the_message_of_a_script_names_it_by_its_file_name(tmp_path, capsys, mon
     with pytest.raises(SystemExit):
         run_main(mistake)
     assert capsys.readouterr().err.startswith("run_y.py: ")
+
+
+def test_out_of_memory_names_flags_that_give_the_same_result():
+    said = str(out_of_memory(16, 128, 3))
+    assert "at 16 examples of 128 tokens" in said and "eval" not in said
+    assert "--per_device_train_batch_size 8 --gradient_accumulation_steps 6" in said
+    assert "--per_device_train_batch_size 3 --gradient_accumulation_steps 3" in str(out_of_memory(9, 128, 1))
+    assert "accumulation" not in str(out_of_memory(1, 128, 4))  # one example does not divide
+    said = str(out_of_memory(1, 512))  # a run that does not train
+    assert "--per_device_eval_batch_size 1" in said and "accumulation" not in said and "checkpointing" not in said

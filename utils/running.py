@@ -139,12 +139,14 @@ def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
 
     accumulation_steps: None where the run does not train.
     """
-    half = max(1, batch_size // 2)
-    same = (f"--per_device_eval_batch_size {half}; a smaller --max_seq_length helps" if accumulation_steps is None else
-            f"--per_device_train_batch_size {half} --gradient_accumulation_steps {accumulation_steps * 2}; "
-            "--gradient_checkpointing and a smaller --max_seq_length help")
-    return InputError(f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass. The "
-                      f"same result in half the memory: {same} too.")
+    said = f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass."
+    if accumulation_steps is None:
+        return InputError(f"{said} The same scores in less: --per_device_eval_batch_size {max(1, batch_size // 2)}; a "
+                          "smaller --max_seq_length helps, too.")
+    parts = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), 1)  # into which the batch divides
+    same = (f" The same result in less: --per_device_train_batch_size {batch_size // parts} "
+            f"--gradient_accumulation_steps {accumulation_steps * parts}." if parts > 1 else "")
+    return InputError(f"{said}{same} --gradient_checkpointing and a smaller --max_seq_length help, too.")
 
 
 class StopSignal:
