@@ -17,29 +17,29 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 
 quickstart: $(ENV) outputs/python_reference.txt ## train a small BERT on Python's own documentation, offline, and draw its curves
-	model="$$($(BIN)/python -m utils.offline_model)" && HF_HUB_OFFLINE=1 $(BIN)/accelerate launch \
+	model="$$($(BIN)/python -m tools.offline_model)" && HF_HUB_OFFLINE=1 $(BIN)/accelerate launch \
 		--config_file accelerate_config.yaml run_mlm.py --config examples/quickstart_mlm.yaml \
 		--model "$$model" --overwrite_output_dir
-	$(BIN)/python -m utils.report outputs/quickstart_mlm
+	$(BIN)/python -m tools.report outputs/quickstart_mlm
 
 # Flags go into DEMO, as in: make demo DEMO="--ner outputs/ner --port 8000"
 demo: $(ENV) ## open a local page to try the models in outputs/ on; trains small ones first where there are none
-	$(BIN)/python -m utils.demo $(DEMO)
+	$(BIN)/python -m tools.demo $(DEMO)
 
 test: $(ENV) ## run the tests, except the slow ones (.ci/run runs everything)
 	$(BIN)/python -m pytest
 
 fix: $(ENV) ## repair what ruff can repair, and rewrite copies that differ from their original in utils/
-	$(BIN)/python -m ruff check --fix . ; status=$$?; $(BIN)/python -m utils.check_copies --fix && exit $$status
+	$(BIN)/python -m ruff check --fix . ; status=$$?; $(BIN)/python -m tools.check_copies --fix && exit $$status
 
 clean: ## remove what quickstart, demo and the tests wrote; .venv and all other outputs stay
 	rm -rf outputs/quickstart_mlm outputs/demo_* outputs/python_reference.txt .pytest_cache .ruff_cache
-	rm -rf __pycache__ utils/__pycache__ tests/__pycache__ benchmarks/__pycache__
+	rm -rf __pycache__ tools/__pycache__ utils/__pycache__ tests/__pycache__ benchmarks/__pycache__
 	@rmdir outputs 2> /dev/null || true
 
 outputs/python_reference.txt: | $(ENV)
 	@mkdir -p outputs
-	$(BIN)/python -m utils.python_reference $@
+	$(BIN)/python -m tools.python_reference $@
 
 # .unfinished stands in a new .venv until all is installed: an environment that still has it, or whose Python does not
 # start, was interrupted while it was made, and is made anew. One that was made by hand is only added to.

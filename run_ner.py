@@ -254,6 +254,272 @@ def check_args(args, parser):
     args.run_name = args.run_name or args.output_dir
 
 
+# ---------------------------------------------------------------- reading tagged sentences
+
+
+def find_words(text):
+    """Find the words of a text, by white space and punctuation: a list of (start, end), in characters.
+
+    Each punctuation mark or symbol, such as an emoji, is a word of its own. What modifies a character (a combining
+    mark, a variation selector, a skin tone) stays with the one before it, and a zero-width joiner joins two.
+    """
+    words = []
+    for chunk in re.finditer(r"\S+", text):
+        start = None  # where a word began that may go on
+        for at in range(*chunk.span()):
+            kind = unicodedata.category(text[at])
+            joins = kind[0] == "M" or kind == "Cf" or text[at] in "🏻🏼🏽🏾🏿" or text[at - 1] == "\u200d"
+            if joins and at > chunk.start():
+                words[-1] = (words[-1][0], at + 1)
+            elif kind[0] in "PS":
+                words.append((at, at + 1))
+                start = None
+            elif start is None:
+                words.append((at, at + 1))
+                start = at
+            else:
+                words[-1] = (start, at + 1)
+    return words
+
+
+def tag_spans(text, words, spans, place):
+    """Tag the words of a text that spans lie on, in IOB2: (tags, list of those widened to whole words).
+
+    Args:
+        text: the text. words: (start, end) of each word. spans: list of (start, end, label), in characters, end not
+            included. place: where it stands, for messages.
+
+    Raises:
+        InputError: a span lies outside the text, has no word in it, or overlaps another.
+    """
+    tags, widened = ["O"] * len(words), []
+    for start, end, label in sorted(spans, key=lambda span: span[:2]):
+        if not 0 <= start < end <= len(text):
+            raise InputError(f"{place}: the span [{start}, {end}, {label!r}] lies outside the text of {len(text)} "
+                             "characters, or is empty. Expected 0 <= start < end, the end not included.")
+        inside = [n for n, (first, last) in enumerate(words) if first < end and last > start]
+        if not inside:
+            raise InputError(f"{place}: the span [{start}, {end}, {label!r}] holds white space alone. Take it out.")
+        if any(tags[n] != "O" for n in inside):
+            raise InputError(f"{place}: the span [{start}, {end}, {label!r}] ({text[start:end][:40]!r}) overlaps "
+                             "another. A word has one tag: take one of the two out.")
+        for n in inside:
+            tags[n] = f"{'B' if n == inside[0] else 'I'}-{label}"
+        found = (words[inside[0]][0], words[inside[-1]][1])
+        if found[0] < start or found[1] > end:  # white space around a span does no harm
+            widened.append({"place": place, "label": label, "span": [start, end], "text": text[start:end],
+                            "widened_to": list(found), "widened_text": text[found[0] : found[1]]})
+    return tags, widened
+
+
+def read_spans(row, place):
+    """Read the spans of a row of .jsonl, under `entities` or `label`: a list of (start, end, label).
+
+    As [start, end, label], or as an object with start, end and label; doccano and Label Studio write start_offset,
+    end_offset and labels. InputError for anything else.
+    """
+    spans, found = [], row["entities"] if row.get("entities") is not None else row.get("label") or []
+    for span in found if isinstance(found, list | tuple) else [found]:
+        if isinstance(span, dict):
+            labels = span.get("labels")
+            span = [span.get("start", span.get("start_offset")), span.get("end", span.get("end_offset")),
+                    span.get("label", labels[0] if isinstance(labels, list) and len(labels) == 1 else labels or None)]
+        if not (isinstance(span, list | tuple) and len(span) == 3 and all(type(x) is int for x in span[:2])
+                and isinstance(span[2], str) and span[2].strip()):
+            found = json.dumps(span, default=str)[:60]
+            raise InputError(f"{place}: expected spans as [start, end, label], found {found}")
+        spans.append(tuple(span))
+    return spans
+
+
+def read_conll(path, on_fault):
+    """Read tagged words, one a line: yields (place, dict of tokens, tags and after_docstart) for each sentence.
+
+    The first column is the word, the last its tag, by tabs or blanks; a blank line, or one of white space, ends a
+    sentence. `-DOCSTART-` begins a document. A file of one column has no tags: they are None.
+
+    on_fault is called with place and InputError of a sentence with a line of one column in a file that has tags, or of
+    several in one that has none.
+    """
+    columns = fault = None
+    tokens, tags, start, docstart = [], [], 1, False
+    for first, lines in read_lines(path):
+        for number, line in enumerate(lines, first):
+            cells = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
+            is_break = not line.strip() or cells[0] == "-DOCSTART-"
+            if is_break and tokens:
+                if fault:
+                    on_fault(f"{path}, line {start}", fault)
+                else:
+                    yield f"{path}, line {start}", {"tokens": tokens, "tags": tags if columns > 1 else None,
+                                                    "after_docstart": docstart}
+                    docstart = False
+                tokens, tags, fault = [], [], None
+            if is_break:
+                docstart = docstart or bool(line.strip())
+                continue
+            columns = columns or len(cells)
+            if len(cells) == 1 != columns or columns == 1 != len(cells):
+                expected = "2 columns or more (word, …, tag)" if columns > 1 else "1 column, as in the lines before"
+                fault = fault or InputError(
+                    f"{path}, line {number}: expected {expected}, found {len(cells)} in {line[:40]!r}. Put one tab "
+                    "between word and tag, and an empty line between sentences.")
+            start = start if tokens else number
+            tokens.append(cells[0])
+            tags.append(cells[-1])
+    if fault:
+        on_fault(f"{path}, line {start}", fault)
+    elif tokens:
+        yield f"{path}, line {start}", {"tokens": tokens, "tags": tags if columns > 1 else None,
+                                        "after_docstart": docstart}
+
+
+def read_tagged_row(row, place, text_column, label_column, names):
+    """Read a sentence out of a row of a table: dict of tokens and tags, with text and offsets where it has spans.
+
+    Args:
+        row: dict of column to value. text_column, label_column: names to use instead of `tokens` and `ner_tags` or
+            `Sentence` and `Tag`. names: the tags by number, where the row has numbers; or None.
+
+    Returns:
+        dict of tokens, tags (None where it has none), and of text, offsets and widened where words were found in text.
+
+    Raises:
+        InputError: there is no such column, or tokens and tags do not fit each other.
+    """
+    for flag, name in (("--text_column_name", text_column), ("--label_column_name", label_column)):
+        if name and name not in row:
+            raise InputError(f"{place}: {flag} {name}: there is no such column; the columns are {', '.join(row)}")
+    text_name = text_column or next((name for name in ("tokens", "Sentence", "text") if name in row), "tokens")
+    if text_name not in row:
+        raise InputError(f"{place}: there is no column of words; the columns are {', '.join(map(str, row))}. Expected "
+                         "tokens and ner_tags, or Sentence and Tag, or text and entities; or name them with "
+                         "--text_column_name and --label_column_name.")
+    value = row[text_name]
+    label_name = label_column or next((name for name in ("ner_tags", "tags", "Tag") if name in row), None)
+    if isinstance(value, str) and text_name != "Sentence" and (label_name is None or label_name not in row):
+        words = find_words(value)
+        found = {"tokens": [value[start:end] for start, end in words], "tags": None, "text": value, "offsets": words,
+                 "widened": []}
+        if "entities" in row or "label" in row:
+            found["tags"], found["widened"] = tag_spans(value, words, read_spans(row, place), place)
+        return found
+    tokens = value.split() if isinstance(value, str) else value
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise InputError(f"{place}: expected a list of words in column {text_name!r}, found {str(value)[:40]!r}")
+    tags = row.get(label_name) if label_name else None
+    if isinstance(tags, str):
+        try:
+            tags = ast.literal_eval(tags)  # a literal: nothing in it can run
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            raise InputError(f"{place}: expected a list of tags such as ['O', 'B-PER'] in column {label_name!r}, found "
+                             f"{row[label_name][:60]!r}") from None
+    if tags is not None and not isinstance(tags, list):
+        raise InputError(f"{place}: expected a list of tags in column {label_name!r}, found {str(tags)[:40]!r}")
+    if tags is not None and len(tags) != len(tokens):
+        raise InputError(f"{place}: {len(tokens)} words, but {len(tags)} tags, in {' '.join(tokens)[:60]!r}. Each word "
+                         "needs one tag.")
+    if any(type(tag) is int for tag in tags or ()):
+        if names is None or not all(type(tag) is int and 0 <= tag < len(names) for tag in tags):
+            raise InputError(f"{place}: tags are numbers ({str(tags)[:40]}), without the names for them. Name them all "
+                             "in order with --label_list, as in --label_list O B-PER I-PER.")
+        tags = [names[tag] for tag in tags]
+    return {"tokens": tokens, "tags": tags}
+
+
+def check_tagged(row, place):
+    """Raise InputError where a sentence has a tag of no scheme, or half a character in it."""
+    bad = next(([tag] for tag in row["tags"] or () if not is_tag(tag)), None)
+    if bad:
+        raise InputError(f"{place}: {str(bad[0])[:40]!r} is no tag of a scheme that is known (IOB1, IOB2, BIOES), in "
+                         f"{' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as B-PER; "
+                         "where single words have U- and last ones L-, write S- and E-.")
+    broken = next((token for token in row["tokens"] if re.search("[\t\n\r]", token)), None)
+    if broken is not None:
+        raise InputError(f"{place}: a word with a tab or a line break in it, {broken[:40]!r}, which a column cannot "
+                         "hold. Split it, or take the white space out.")
+    if any(re.search("[\ud800-\udfff]", token) for token in row["tokens"]):
+        raise InputError(f"{place}: half a character (a lone surrogate, such as a cut-off emoji leaves). Expected "
+                         "Unicode text; take it out of the file.")
+
+
+def read_tagged(path, text_column, label_column, names, on_fault):
+    """Read sentences, with tags or without: yields dicts of place, tokens, tags and what else the layout has.
+
+    Tables (.jsonl, .json, .csv, .parquet; .tsv with a header of such columns) are read by read_tagged_row, any other
+    file by read_conll; all also as .gz. A sentence without words is left out.
+
+    on_fault is called with place and InputError of each row that is at fault.
+    """
+    readers = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
+    reader = readers.get(os.path.splitext(path.lower().removesuffix(".gz"))[1])
+    if path.lower().removesuffix(".gz").endswith(".tsv"):
+        header = next((lines[0].split("\t") for _, lines in read_lines(path)), [])
+        of_words = {text_column, "tokens", "Sentence", "text"} & {*header}
+        reader = reader if of_words and not any(map(is_tag, header)) else None
+    if reader is None:
+        rows = read_conll(path, on_fault)
+    else:
+        rows = reader(path) if reader is read_parquet else reader(path, on_fault)
+    for place, row in rows:
+        try:
+            row = row if reader is None else read_tagged_row(row, place, text_column, label_column, names)
+            check_tagged(row, place)
+        except InputError as fault:
+            on_fault(place, fault)
+        else:
+            if row["tokens"]:
+                yield {"place": place, **row}
+
+
+def is_tag(tag):
+    return isinstance(tag, str) and (tag == "O" or re.fullmatch(r"[BIES]-\S[^\t\n\r]*", tag) is not None)
+
+
+def find_scheme(sentences):
+    """Recognise the scheme of tags: ("IOB1", "IOB2" or "BIOES"; how many tags do not follow it).
+
+    Where no entity ends in E- or is an S-, entities that begin with I- are held against those that begin with B-, of
+    entities that do not follow one of their own type, where both schemes write B-.
+
+    Args:
+        sentences: lists of tags, such as B-PER.
+    """
+    sentences = list(sentences)
+    prefixes = Counter(tag[0] for tags in sentences for tag in tags)
+    begun = Counter()
+    for tags in sentences:
+        for before, tag in zip(["O", *tags], tags, strict=False):
+            if tag != "O" and before[1:] != tag[1:]:
+                begun[tag[0]] += 1
+    bioes = prefixes["E"] + prefixes["S"] > 0
+    scheme = "BIOES" if bioes else "IOB1" if begun["I"] > begun["B"] else "IOB2"
+    faults = sum(a != b for tags in sentences for a, b in zip(tags, write_tags(tags, scheme), strict=True))
+    return scheme, faults
+
+
+def write_tags(tags, scheme):
+    """Write the entities that conlleval reads from tags in a scheme, so that what was at fault no longer is.
+
+    Args:
+        tags: list of tags of a sentence, in any scheme. scheme: "IOB1", "IOB2" or "BIOES".
+
+    Source: Tjong Kim Sang and Buchholz 2000, https://aclanthology.org/W00-0726/, whose conlleval decides where an
+    entity begins and ends; Ratinov and Roth 2009, https://aclanthology.org/W09-1119/, for BIOES.
+    """
+    written, before = ["O"] * len(tags), (None, -2)  # type and end of the entity before
+    for kind, first, last in get_entities(list(tags)):
+        for n in range(first, last + 1):
+            prefix = "B" if n == first else "I"
+            if scheme == "BIOES" and n == last:
+                prefix = "S" if first == last else "E"
+            if scheme == "IOB1" and n == first and before != (kind, first - 1):
+                prefix = "I"
+            written[n] = f"{prefix}-{kind}"
+        before = (kind, last)
+    return written
+
+
 # ---------------------------------------------------------------- data
 
 
@@ -1232,17 +1498,126 @@ def main(argv=None):
     accelerator.end_training()
 
 
-# ---------------------------------------------------------------- copies of what the scripts share
+# ---------------------------------------------------------------- sections that scripts share: plumbing
 
 
-# Copied from utils.reading.InputError
+# ==== utils/errors.py, whole (to change it, change it there; `make fix` copies it) ====
+# Mistakes of the user: one message, and exit status 2.
+
 class InputError(ValueError):
     """A mistake in what the user gave. Its message is all they are shown; the exit status is 2."""
 
     only_here = False  # True where the other processes of the run know that this one has something to say
 
 
-# Copied from utils.reading.find_files
+def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
+    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
+
+    accumulation_steps: None where the run does not train.
+    """
+    said = f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass."
+    if accumulation_steps is None:
+        return InputError(f"{said} The same scores in less: --per_device_eval_batch_size {max(1, batch_size // 2)}; a "
+                          "smaller --max_seq_length helps, too.")
+    parts = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), 1)  # into which the batch divides
+    same = (f" The same result in less: --per_device_train_batch_size {batch_size // parts} "
+            f"--gradient_accumulation_steps {accumulation_steps * parts}." if parts > 1 else "")
+    return InputError(f"{said}{same} --gradient_checkpointing and a smaller --max_seq_length help, too.")
+
+
+def run_main(main):
+    """Call main; a mistake of the user's ends it with one message on stderr and exit status 2.
+
+    Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
+    try:
+        main()
+    except (InputError, KeyboardInterrupt) as error:
+        if rank and not getattr(error, "only_here", False):
+            time.sleep(10)
+        status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
+        if isinstance(error, InputError):
+            status, message = 2, f"error: {error}"
+        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
+        if torch.distributed.is_initialized():  # to take it down while others wait in it can abort, and lose the status
+            sys.stdout.flush()
+            os._exit(status)
+        sys.exit(status)
+
+
+# ==== utils/arguments.py, whole (to change it, change it there; `make fix` copies it) ====
+# Command lines: what argparse does not do by itself.
+
+class ArgumentParser(argparse.ArgumentParser):
+    def error(self, message):  # argparse would print its usage, once for each process
+        raise InputError(f"{message}; see --help")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):  # says what the default is, where there is one
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def read_config(path, flags):
+    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
+
+    Args:
+        path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
+        flags: names of the flags that may stand there, without the dashes.
+
+    Returns:
+        list of strings to stand before the arguments that the user typed, so that those win.
+
+    Raises:
+        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
+    """
+    try:
+        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
+    arguments = []
+    for key, value in settings.items():
+        if key not in flags:
+            raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
+        if isinstance(value, dict):
+            value = ",".join(f"{name}={part}" for name, part in value.items())
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
+        if value not in ("", "null", "~"):
+            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
+    return arguments
+
+
+def parse_with_config(parser, argv=None):
+    """Parse a command line, and before it the flags of the YAML file that --config names.
+
+    Args:
+        parser: an ArgumentParser with a flag --config.
+        argv: arguments; None takes those of the process.
+
+    Raises:
+        InputError: an argument that the parser does not know, with one like it, or a fault in the file.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
+    only_config.add_argument("--config")
+    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
+    config = only_config.parse_known_args(argv)[0].config
+    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
+        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
+    return args
+
+
+# ==== utils/reading.py, whole (to change it, change it there; `make fix` copies it) ====
+# Files of the user, and their lines and objects, each with its place.
+
 def find_files(patterns, flag):
     """Expand paths and globs to a list of files, sorted within a glob. InputError where there is none, or a folder."""
     files = []
@@ -1257,7 +1632,6 @@ def find_files(patterns, flag):
     return files
 
 
-# Copied from utils.reading.read_chunks
 def read_chunks(path):
     """Read a UTF-8 file, also .gz, in pieces of whole lines: yields (number of the first line, from 1, and the bytes).
 
@@ -1278,14 +1652,12 @@ def read_chunks(path):
         raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
 
 
-# Copied from utils.reading.read_lines
 def read_lines(path):
     """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines without end)."""
     for number, raw in read_chunks(path):
         yield number, [line.removesuffix("\r") for line in raw.removesuffix(b"\n").decode("utf-8").split("\n")]
 
 
-# Copied from utils.reading.read_json
 def read_json(path, on_fault=None):
     """Read .jsonl, or .json that is a list, an object with a list under `data`, or lines: yields (place, object).
 
@@ -1326,7 +1698,9 @@ def read_json(path, on_fault=None):
         on_fault(place, fault)
 
 
-# Copied from utils.reading.read_csv
+# ==== utils/tables.py, whole (to change it, change it there; `make fix` copies it) ====
+# Rows of CSV and Parquet files, each with its place.
+
 def read_csv(path, on_fault=None):
     """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row.
 
@@ -1354,7 +1728,6 @@ def read_csv(path, on_fault=None):
         raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check the quotes.") from None
 
 
-# Copied from utils.reading.read_parquet
 def read_parquet(path):
     """Read .parquet: yields (place, dict of the row). InputError where the file is damaged."""
     try:
@@ -1366,315 +1739,9 @@ def read_parquet(path):
         raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
 
 
-# Copied from utils.tagging.find_words
-def find_words(text):
-    """Find the words of a text, by white space and punctuation: a list of (start, end), in characters.
+# ==== utils/splits.py, whole (to change it, change it there; `make fix` copies it) ====
+# Data sets of the Hub, and what each split of a run is made of.
 
-    Each punctuation mark or symbol, such as an emoji, is a word of its own. What modifies a character (a combining
-    mark, a variation selector, a skin tone) stays with the one before it, and a zero-width joiner joins two.
-    """
-    words = []
-    for chunk in re.finditer(r"\S+", text):
-        start = None  # where a word began that may go on
-        for at in range(*chunk.span()):
-            kind = unicodedata.category(text[at])
-            joins = kind[0] == "M" or kind == "Cf" or text[at] in "🏻🏼🏽🏾🏿" or text[at - 1] == "\u200d"
-            if joins and at > chunk.start():
-                words[-1] = (words[-1][0], at + 1)
-            elif kind[0] in "PS":
-                words.append((at, at + 1))
-                start = None
-            elif start is None:
-                words.append((at, at + 1))
-                start = at
-            else:
-                words[-1] = (start, at + 1)
-    return words
-
-
-# Copied from utils.tagging.tag_spans
-def tag_spans(text, words, spans, place):
-    """Tag the words of a text that spans lie on, in IOB2: (tags, list of those widened to whole words).
-
-    Args:
-        text: the text. words: (start, end) of each word. spans: list of (start, end, label), in characters, end not
-            included. place: where it stands, for messages.
-
-    Raises:
-        InputError: a span lies outside the text, has no word in it, or overlaps another.
-    """
-    tags, widened = ["O"] * len(words), []
-    for start, end, label in sorted(spans, key=lambda span: span[:2]):
-        if not 0 <= start < end <= len(text):
-            raise InputError(f"{place}: the span [{start}, {end}, {label!r}] lies outside the text of {len(text)} "
-                             "characters, or is empty. Expected 0 <= start < end, the end not included.")
-        inside = [n for n, (first, last) in enumerate(words) if first < end and last > start]
-        if not inside:
-            raise InputError(f"{place}: the span [{start}, {end}, {label!r}] holds white space alone. Take it out.")
-        if any(tags[n] != "O" for n in inside):
-            raise InputError(f"{place}: the span [{start}, {end}, {label!r}] ({text[start:end][:40]!r}) overlaps "
-                             "another. A word has one tag: take one of the two out.")
-        for n in inside:
-            tags[n] = f"{'B' if n == inside[0] else 'I'}-{label}"
-        found = (words[inside[0]][0], words[inside[-1]][1])
-        if found[0] < start or found[1] > end:  # white space around a span does no harm
-            widened.append({"place": place, "label": label, "span": [start, end], "text": text[start:end],
-                            "widened_to": list(found), "widened_text": text[found[0] : found[1]]})
-    return tags, widened
-
-
-# Copied from utils.tagging.read_spans
-def read_spans(row, place):
-    """Read the spans of a row of .jsonl, under `entities` or `label`: a list of (start, end, label).
-
-    As [start, end, label], or as an object with start, end and label; doccano and Label Studio write start_offset,
-    end_offset and labels. InputError for anything else.
-    """
-    spans, found = [], row["entities"] if row.get("entities") is not None else row.get("label") or []
-    for span in found if isinstance(found, list | tuple) else [found]:
-        if isinstance(span, dict):
-            labels = span.get("labels")
-            span = [span.get("start", span.get("start_offset")), span.get("end", span.get("end_offset")),
-                    span.get("label", labels[0] if isinstance(labels, list) and len(labels) == 1 else labels or None)]
-        if not (isinstance(span, list | tuple) and len(span) == 3 and all(type(x) is int for x in span[:2])
-                and isinstance(span[2], str) and span[2].strip()):
-            found = json.dumps(span, default=str)[:60]
-            raise InputError(f"{place}: expected spans as [start, end, label], found {found}")
-        spans.append(tuple(span))
-    return spans
-
-
-# Copied from utils.tagging.read_conll
-def read_conll(path, on_fault):
-    """Read tagged words, one a line: yields (place, dict of tokens, tags and after_docstart) for each sentence.
-
-    The first column is the word, the last its tag, by tabs or blanks; a blank line, or one of white space, ends a
-    sentence. `-DOCSTART-` begins a document. A file of one column has no tags: they are None.
-
-    on_fault is called with place and InputError of a sentence with a line of one column in a file that has tags, or of
-    several in one that has none.
-    """
-    columns = fault = None
-    tokens, tags, start, docstart = [], [], 1, False
-    for first, lines in read_lines(path):
-        for number, line in enumerate(lines, first):
-            cells = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
-            is_break = not line.strip() or cells[0] == "-DOCSTART-"
-            if is_break and tokens:
-                if fault:
-                    on_fault(f"{path}, line {start}", fault)
-                else:
-                    yield f"{path}, line {start}", {"tokens": tokens, "tags": tags if columns > 1 else None,
-                                                    "after_docstart": docstart}
-                    docstart = False
-                tokens, tags, fault = [], [], None
-            if is_break:
-                docstart = docstart or bool(line.strip())
-                continue
-            columns = columns or len(cells)
-            if len(cells) == 1 != columns or columns == 1 != len(cells):
-                expected = "2 columns or more (word, …, tag)" if columns > 1 else "1 column, as in the lines before"
-                fault = fault or InputError(
-                    f"{path}, line {number}: expected {expected}, found {len(cells)} in {line[:40]!r}. Put one tab "
-                    "between word and tag, and an empty line between sentences.")
-            start = start if tokens else number
-            tokens.append(cells[0])
-            tags.append(cells[-1])
-    if fault:
-        on_fault(f"{path}, line {start}", fault)
-    elif tokens:
-        yield f"{path}, line {start}", {"tokens": tokens, "tags": tags if columns > 1 else None,
-                                        "after_docstart": docstart}
-
-
-# Copied from utils.tagging.read_tagged_row
-def read_tagged_row(row, place, text_column, label_column, names):
-    """Read a sentence out of a row of a table: dict of tokens and tags, with text and offsets where it has spans.
-
-    Args:
-        row: dict of column to value. text_column, label_column: names to use instead of `tokens` and `ner_tags` or
-            `Sentence` and `Tag`. names: the tags by number, where the row has numbers; or None.
-
-    Returns:
-        dict of tokens, tags (None where it has none), and of text, offsets and widened where words were found in text.
-
-    Raises:
-        InputError: there is no such column, or tokens and tags do not fit each other.
-    """
-    for flag, name in (("--text_column_name", text_column), ("--label_column_name", label_column)):
-        if name and name not in row:
-            raise InputError(f"{place}: {flag} {name}: there is no such column; the columns are {', '.join(row)}")
-    text_name = text_column or next((name for name in ("tokens", "Sentence", "text") if name in row), "tokens")
-    if text_name not in row:
-        raise InputError(f"{place}: there is no column of words; the columns are {', '.join(map(str, row))}. Expected "
-                         "tokens and ner_tags, or Sentence and Tag, or text and entities; or name them with "
-                         "--text_column_name and --label_column_name.")
-    value = row[text_name]
-    label_name = label_column or next((name for name in ("ner_tags", "tags", "Tag") if name in row), None)
-    if isinstance(value, str) and text_name != "Sentence" and (label_name is None or label_name not in row):
-        words = find_words(value)
-        found = {"tokens": [value[start:end] for start, end in words], "tags": None, "text": value, "offsets": words,
-                 "widened": []}
-        if "entities" in row or "label" in row:
-            found["tags"], found["widened"] = tag_spans(value, words, read_spans(row, place), place)
-        return found
-    tokens = value.split() if isinstance(value, str) else value
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise InputError(f"{place}: expected a list of words in column {text_name!r}, found {str(value)[:40]!r}")
-    tags = row.get(label_name) if label_name else None
-    if isinstance(tags, str):
-        try:
-            tags = ast.literal_eval(tags)  # a literal: nothing in it can run
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            raise InputError(f"{place}: expected a list of tags such as ['O', 'B-PER'] in column {label_name!r}, found "
-                             f"{row[label_name][:60]!r}") from None
-    if tags is not None and not isinstance(tags, list):
-        raise InputError(f"{place}: expected a list of tags in column {label_name!r}, found {str(tags)[:40]!r}")
-    if tags is not None and len(tags) != len(tokens):
-        raise InputError(f"{place}: {len(tokens)} words, but {len(tags)} tags, in {' '.join(tokens)[:60]!r}. Each word "
-                         "needs one tag.")
-    if any(type(tag) is int for tag in tags or ()):
-        if names is None or not all(type(tag) is int and 0 <= tag < len(names) for tag in tags):
-            raise InputError(f"{place}: tags are numbers ({str(tags)[:40]}), without the names for them. Name them all "
-                             "in order with --label_list, as in --label_list O B-PER I-PER.")
-        tags = [names[tag] for tag in tags]
-    return {"tokens": tokens, "tags": tags}
-
-
-# Copied from utils.tagging.check_tagged
-def check_tagged(row, place):
-    """Raise InputError where a sentence has a tag of no scheme, or half a character in it."""
-    bad = next(([tag] for tag in row["tags"] or () if not is_tag(tag)), None)
-    if bad:
-        raise InputError(f"{place}: {str(bad[0])[:40]!r} is no tag of a scheme that is known (IOB1, IOB2, BIOES), in "
-                         f"{' '.join(row['tokens'])[:60]!r}. Expected O, or B-, I-, E- or S- and a type, as B-PER; "
-                         "where single words have U- and last ones L-, write S- and E-.")
-    broken = next((token for token in row["tokens"] if re.search("[\t\n\r]", token)), None)
-    if broken is not None:
-        raise InputError(f"{place}: a word with a tab or a line break in it, {broken[:40]!r}, which a column cannot "
-                         "hold. Split it, or take the white space out.")
-    if any(re.search("[\ud800-\udfff]", token) for token in row["tokens"]):
-        raise InputError(f"{place}: half a character (a lone surrogate, such as a cut-off emoji leaves). Expected "
-                         "Unicode text; take it out of the file.")
-
-
-# Copied from utils.tagging.read_tagged
-def read_tagged(path, text_column, label_column, names, on_fault):
-    """Read sentences, with tags or without: yields dicts of place, tokens, tags and what else the layout has.
-
-    Tables (.jsonl, .json, .csv, .parquet; .tsv with a header of such columns) are read by read_tagged_row, any other
-    file by read_conll; all also as .gz. A sentence without words is left out.
-
-    on_fault is called with place and InputError of each row that is at fault.
-    """
-    readers = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
-    reader = readers.get(os.path.splitext(path.lower().removesuffix(".gz"))[1])
-    if path.lower().removesuffix(".gz").endswith(".tsv"):
-        header = next((lines[0].split("\t") for _, lines in read_lines(path)), [])
-        of_words = {text_column, "tokens", "Sentence", "text"} & {*header}
-        reader = reader if of_words and not any(map(is_tag, header)) else None
-    if reader is None:
-        rows = read_conll(path, on_fault)
-    else:
-        rows = reader(path) if reader is read_parquet else reader(path, on_fault)
-    for place, row in rows:
-        try:
-            row = row if reader is None else read_tagged_row(row, place, text_column, label_column, names)
-            check_tagged(row, place)
-        except InputError as fault:
-            on_fault(place, fault)
-        else:
-            if row["tokens"]:
-                yield {"place": place, **row}
-
-
-# Copied from utils.tagging.is_tag
-def is_tag(tag):
-    return isinstance(tag, str) and (tag == "O" or re.fullmatch(r"[BIES]-\S[^\t\n\r]*", tag) is not None)
-
-
-# Copied from utils.tagging.find_scheme
-def find_scheme(sentences):
-    """Recognise the scheme of tags: ("IOB1", "IOB2" or "BIOES"; how many tags do not follow it).
-
-    Where no entity ends in E- or is an S-, entities that begin with I- are held against those that begin with B-, of
-    entities that do not follow one of their own type, where both schemes write B-.
-
-    Args:
-        sentences: lists of tags, such as B-PER.
-    """
-    sentences = list(sentences)
-    prefixes = Counter(tag[0] for tags in sentences for tag in tags)
-    begun = Counter()
-    for tags in sentences:
-        for before, tag in zip(["O", *tags], tags, strict=False):
-            if tag != "O" and before[1:] != tag[1:]:
-                begun[tag[0]] += 1
-    bioes = prefixes["E"] + prefixes["S"] > 0
-    scheme = "BIOES" if bioes else "IOB1" if begun["I"] > begun["B"] else "IOB2"
-    faults = sum(a != b for tags in sentences for a, b in zip(tags, write_tags(tags, scheme), strict=True))
-    return scheme, faults
-
-
-# Copied from utils.tagging.write_tags
-def write_tags(tags, scheme):
-    """Write the entities that conlleval reads from tags in a scheme, so that what was at fault no longer is.
-
-    Args:
-        tags: list of tags of a sentence, in any scheme. scheme: "IOB1", "IOB2" or "BIOES".
-
-    Source: Tjong Kim Sang and Buchholz 2000, https://aclanthology.org/W00-0726/, whose conlleval decides where an
-    entity begins and ends; Ratinov and Roth 2009, https://aclanthology.org/W09-1119/, for BIOES.
-    """
-    written, before = ["O"] * len(tags), (None, -2)  # type and end of the entity before
-    for kind, first, last in get_entities(list(tags)):
-        for n in range(first, last + 1):
-            prefix = "B" if n == first else "I"
-            if scheme == "BIOES" and n == last:
-                prefix = "S" if first == last else "E"
-            if scheme == "IOB1" and n == first and before != (kind, first - 1):
-                prefix = "I"
-            written[n] = f"{prefix}-{kind}"
-        before = (kind, last)
-    return written
-
-
-# Copied from utils.arguments.ArgumentParser
-class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message):  # argparse would print its usage, once for each process
-        raise InputError(f"{message}; see --help")
-
-
-# Copied from utils.arguments.HelpFormatter
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):  # says what the default is, where there is one
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-# Copied from utils.arguments.parse_with_config
-def parse_with_config(parser, argv=None):
-    """Parse a command line, and before it the flags of the YAML file that --config names.
-
-    Args:
-        parser: an ArgumentParser with a flag --config.
-        argv: arguments; None takes those of the process.
-
-    Raises:
-        InputError: an argument that the parser does not know, with one like it, or a fault in the file.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
-    only_config.add_argument("--config")
-    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
-    config = only_config.parse_known_args(argv)[0].config
-    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
-        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
-    return args
-
-
-# Copied from utils.sources.load_splits
 def load_splits(dataset_name, dataset_config_name):
     """Load a data set of the Hub, or of a folder: dict of split to Dataset. InputError where that fails."""
     try:
@@ -1687,7 +1754,6 @@ def load_splits(dataset_name, dataset_config_name):
                          f"{datasets.config.HF_DATASETS_CACHE}") from None
 
 
-# Copied from utils.sources.choose_parts
 def choose_parts(sources, percent, tasks, load_best_model_at_end):
     """Say what each split of a run is made of: dict of split to (source, part), a part being (which, percent).
 
@@ -1719,15 +1785,9 @@ def choose_parts(sources, percent, tasks, load_best_model_at_end):
     return parts
 
 
-# Copied from utils.sources.write_json
-def write_json(path, value):
-    """Write a JSON file so that a reader, or a kill, never meets half of it."""
-    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
-    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+# ==== utils/models.py, whole (to change it, change it there; `make fix` copies it) ====
+# Models and tokenizers: loading them, and what they can take.
 
-
-# Copied from utils.models.load_pretrained
 def load_pretrained(load, flag, name, **settings):
     """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
     try:
@@ -1740,7 +1800,6 @@ def load_pretrained(load, flag, name, **settings):
         raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
 
 
-# Copied from utils.models.load_config_and_tokenizer
 def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_length, **hub):
     """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
     config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
@@ -1769,14 +1828,12 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
     return config, tokenizer
 
 
-# Copied from utils.models.edge_ids
 def edge_ids(tokenizer):
     """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
     return [tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
             tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
 
 
-# Copied from utils.models.longest_input
 def longest_input(config, tokenizer):
     """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
     longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
@@ -1786,7 +1843,6 @@ def longest_input(config, tokenizer):
     return longest
 
 
-# Copied from utils.models.load_model
 def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code, new_head=False):
     """Load a model in float32, whatever it was stored in: (model, note), which says what of it starts at random.
 
@@ -1821,7 +1877,16 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
     return model, note
 
 
-# Copied from utils.models.QuickDropout
+def checkpoint_gradients(model):
+    """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+# ==== utils/dropout.py, whole (to change it, change it there; `make fix` copies it) ====
+# Dropout that is quick on a CPU.
+
 class QuickDropout(torch.nn.Dropout):
     """Dropout that takes four decisions out of each random number: on a CPU, to draw them takes a tenth of an update.
 
@@ -1837,7 +1902,6 @@ class QuickDropout(torch.nn.Dropout):
         return inputs * kept.to(inputs.dtype).mul_(65536 / (65536 - level))
 
 
-# Copied from utils.models.quicken_dropout
 def quicken_dropout(model, on_cpu):
     """Have all modules of a model that drop out do so by QuickDropout, and its attention take the way that suits it."""
     if on_cpu:  # with dropout, torch's fused attention falls back to what the plain one does, and more
@@ -1847,15 +1911,17 @@ def quicken_dropout(model, on_cpu):
             module.__class__ = QuickDropout
 
 
-# Copied from utils.models.checkpoint_gradients
-def checkpoint_gradients(model):
-    """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
-    if not model.supports_gradient_checkpointing:
-        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+# ==== utils/batches.py, whole (to change it, change it there; `make fix` copies it) ====
+# Which examples a batch holds, and how rows of different length stand in it.
+
+def pad(rows, value):
+    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
+    padded = np.full((len(rows), max(map(len, rows))), value)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
-# Copied from utils.sampling.GlobalBatchSampler
 class GlobalBatchSampler(Sampler):
     """Micro-batches of one process, such that update k sees the same examples on any number of processes.
 
@@ -1923,7 +1989,9 @@ class GlobalBatchSampler(Sampler):
         return sum(map(self.examples_in, range(epoch))) + done * self.global_batch
 
 
-# Copied from utils.sampling.SimilarLengthSampler
+# ==== utils/similar_lengths.py, whole (to change it, change it there; `make fix` copies it) ====
+# Batches of similar length.
+
 class SimilarLengthSampler(GlobalBatchSampler):
     """A GlobalBatchSampler that puts examples of similar length into a global batch, so that little of it is padding.
 
@@ -1957,16 +2025,16 @@ class SimilarLengthSampler(GlobalBatchSampler):
         return 1 - int(self.lengths.sum()) / padded
 
 
-# Copied from utils.collators.pad
-def pad(rows, value):
-    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
-    padded = np.full((len(rows), max(map(len, rows))), value)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return torch.from_numpy(padded)
+# ==== utils/checkpoints.py, whole (to change it, change it there; `make fix` copies it) ====
+# Checkpoints that count only when they are whole.
+
+def write_json(path, value):
+    """Write a JSON file so that a reader, or a kill, never meets half of it."""
+    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
+    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+    os.replace(aside, path)
 
 
-# Copied from utils.checkpoints.write_manifest
 def write_manifest(folder):
     """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last."""
     files = {}
@@ -1976,7 +2044,6 @@ def write_manifest(folder):
     Path(folder, "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
 
 
-# Copied from utils.checkpoints.checkpoint_fault
 def checkpoint_fault(folder):
     """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
@@ -1997,14 +2064,12 @@ def checkpoint_fault(folder):
     return None
 
 
-# Copied from utils.checkpoints.list_checkpoints
 def list_checkpoints(output_dir):
     """List the folders named checkpoint-N in output_dir, oldest first, whether they are whole or not."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-# Copied from utils.checkpoints.remove_folder
 def remove_folder(folder):
     """Remove a folder, if it is there, so that a kill halfway leaves nothing under its name."""
     aside = folder.with_name(f"tmp-old-{folder.name}")
@@ -2014,7 +2079,6 @@ def remove_folder(folder):
         shutil.rmtree(aside, ignore_errors=True)
 
 
-# Copied from utils.checkpoints.save_checkpoint
 def save_checkpoint(output_dir, step, write, limit, keep=None):
     """Save checkpoint-{step}: write aside, add the manifest, rename, and only then let older ones go.
 
@@ -2039,207 +2103,9 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
         remove_folder(path)
 
 
-# Copied from utils.running.read_config
-def read_config(path, flags):
-    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
+# ==== utils/output.py, whole (to change it, change it there; `make fix` copies it) ====
+# The folder of a run: what may lie there, and what a run goes on from.
 
-    Args:
-        path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
-        flags: names of the flags that may stand there, without the dashes.
-
-    Returns:
-        list of strings to stand before the arguments that the user typed, so that those win.
-
-    Raises:
-        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
-    """
-    try:
-        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
-    arguments = []
-    for key, value in settings.items():
-        if key not in flags:
-            raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
-        if isinstance(value, dict):
-            value = ",".join(f"{name}={part}" for name, part in value.items())
-        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
-            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
-        if value not in ("", "null", "~"):
-            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
-    return arguments
-
-
-# Copied from utils.running.pick_precision
-def pick_precision(wanted, launcher, device_type):
-    """Choose "bf16", "fp16" or "no" (float32).
-
-    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
-    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
-    """
-    if wanted != "auto":
-        return wanted
-    if launcher in ("bf16", "fp16"):
-        return launcher
-    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
-              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-              "xpu": torch.xpu.is_bf16_supported}
-    return "bf16" if native.get(device_type, bool)() else "no"
-
-
-# Copied from utils.running.set_cpu_threads
-def set_cpu_threads(wanted, local_processes):
-    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
-
-    `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
-    torch.set_num_threads(wanted or max(1, cores // local_processes))
-    return torch.get_num_threads()
-
-
-# Copied from utils.running.keep_freed_memory
-def keep_freed_memory():
-    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
-
-    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
-    """
-    try:
-        library = ctypes.CDLL(None)
-        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
-    except (OSError, AttributeError, TypeError):
-        pass
-
-
-# Copied from utils.running.Processes
-class Processes:
-    """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
-
-    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
-    """
-
-    def __init__(self, num_processes, rank, local_rank):
-        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
-        if num_processes > 1:
-            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-
-    def sum(self, *values):
-        """Add up numbers over all processes, in float64: a list of as many floats."""
-        totals = torch.tensor(values, dtype=torch.float64)
-        if self.group is not None:
-            torch.distributed.all_reduce(totals, group=self.group)
-        return totals.tolist()
-
-    def add(self, *arrays):
-        """Add up arrays of numbers over all processes, each in its place."""
-        for numbers in arrays if self.group is not None else ():
-            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
-
-    def main_first(self, function):
-        """Call function on the first process, then on the first of each machine, then on the others.
-
-        What one has cached, the next find. Where it raises InputError, that process says why and all end.
-        """
-        result = failure = None
-        for turn in range(3):
-            if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
-                try:
-                    result = function()
-                except InputError as error:
-                    failure = error
-                    failure.only_here = True
-            failures = self.sum(failure is not None)[0]
-            if failure:
-                raise failure
-            if failures:
-                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
-                sys.exit(2)
-        return result
-
-
-# Copied from utils.running.out_of_memory
-def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
-    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
-
-    accumulation_steps: None where the run does not train.
-    """
-    said = f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass."
-    if accumulation_steps is None:
-        return InputError(f"{said} The same scores in less: --per_device_eval_batch_size {max(1, batch_size // 2)}; a "
-                          "smaller --max_seq_length helps, too.")
-    parts = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), 1)  # into which the batch divides
-    same = (f" The same result in less: --per_device_train_batch_size {batch_size // parts} "
-            f"--gradient_accumulation_steps {accumulation_steps * parts}." if parts > 1 else "")
-    return InputError(f"{said}{same} --gradient_checkpointing and a smaller --max_seq_length help, too.")
-
-
-# Copied from utils.running.StopSignal
-class StopSignal:
-    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
-
-    def __enter__(self):
-        self.number, self.since = 0, 0.0
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def note(self, number, _frame):
-        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not a second one.
-        if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
-            raise KeyboardInterrupt
-        self.number, self.since = self.number or number, self.since or time.monotonic()
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-# Copied from utils.running.ignore_interrupts
-def ignore_interrupts(_worker):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
-
-
-# Copied from utils.running.cut_log
-def cut_log(path, step):
-    """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
-    kept = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
-        # A kill can leave the last line half written, without its end.
-        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
-        if found and int(found[1]) <= step:
-            kept.append(line)
-    Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
-    os.replace(f"{path}.tmp", path)
-
-
-# Copied from utils.running.run_main
-def run_main(main):
-    """Call main; a mistake of the user's ends it with one message on stderr and exit status 2.
-
-    Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
-    """
-    rank = int(os.environ.get("RANK", 0))
-    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
-    try:
-        main()
-    except (InputError, KeyboardInterrupt) as error:
-        if rank and not getattr(error, "only_here", False):
-            time.sleep(10)
-        status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
-        if isinstance(error, InputError):
-            status, message = 2, f"error: {error}"
-        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
-        if torch.distributed.is_initialized():  # to take it down while others wait in it can abort, and lose the status
-            sys.stdout.flush()
-            os._exit(status)
-        sys.exit(status)
-
-
-# Copied from utils.training.open_output
 def open_output(output_dir, training, resume, overwrite, say):
     """Make the output folder, or refuse one in use; find the checkpoint to go on from: (folder or None, state).
 
@@ -2291,7 +2157,93 @@ def open_output(output_dir, training, resume, overwrite, say):
     return checkpoint, state
 
 
-# Copied from utils.training.choose_device
+def check_resume(made_with, processes, state, checkpoint, output_dir):
+    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with.
+
+    Args:
+        made_with: dict of name to value of all that a resume would silently ignore or mix if it changed.
+    """
+    for name, value in made_with.items() if checkpoint else ():
+        if state["made_with"].get(name) != value:
+            before = state["made_with"].get(name)
+            batch = (f" Give --per_device_train_batch_size and --gradient_accumulation_steps that make {before} with "
+                     f"{processes.num_processes} processes." if name == "global batch" else "")
+            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
+                             "settings and global batch (processes x batch size x accumulation steps) that it began "
+                             f"with.{batch}")
+    state["made_with"] = made_with
+    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
+        raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
+                         "machines see; put --output_dir on a shared disk.")
+
+
+def cut_log(path, step):
+    """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
+    kept = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
+        # A kill can leave the last line half written, without its end.
+        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
+        if found and int(found[1]) <= step:
+            kept.append(line)
+    Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
+    os.replace(f"{path}.tmp", path)
+
+
+def clear_output(output_dir, step, overwrite):
+    """Clear the output folder of what the run replaces: later checkpoints, halves, the log from this update on."""
+    output_dir = Path(output_dir)
+    replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
+    left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
+    for folder in left + (replaced if overwrite or step else []):
+        remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
+    for name in ("model.safetensors", "all_results.json") if overwrite else ():
+        (output_dir / name).unlink(missing_ok=True)
+    cut_log(output_dir / "log.jsonl", step if step else -1)
+
+
+# ==== utils/devices.py, whole (to change it, change it there; `make fix` copies it) ====
+# Devices, precision, threads, and what the processes of a run tell each other.
+
+def pick_precision(wanted, launcher, device_type):
+    """Choose "bf16", "fp16" or "no" (float32).
+
+    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
+    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
+    """
+    if wanted != "auto":
+        return wanted
+    if launcher in ("bf16", "fp16"):
+        return launcher
+    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
+              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+              "xpu": torch.xpu.is_bf16_supported}
+    return "bf16" if native.get(device_type, bool)() else "no"
+
+
+def set_cpu_threads(wanted, local_processes):
+    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
+
+    `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
+    torch.set_num_threads(wanted or max(1, cores // local_processes))
+    return torch.get_num_threads()
+
+
+def keep_freed_memory():
+    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
+
+    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
+    except (OSError, AttributeError, TypeError):
+        pass
+
+
 def choose_device(mixed_precision, cpu_threads):
     """Choose what to run on, and set torch's threads: (whether on the CPU, precision, threads).
 
@@ -2314,7 +2266,51 @@ def choose_device(mixed_precision, cpu_threads):
     return on_cpu, precision, threads
 
 
-# Copied from utils.training.join_processes
+class Processes:
+    """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
+
+    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
+    """
+
+    def __init__(self, num_processes, rank, local_rank):
+        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
+        if num_processes > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+
+    def sum(self, *values):
+        """Add up numbers over all processes, in float64: a list of as many floats."""
+        totals = torch.tensor(values, dtype=torch.float64)
+        if self.group is not None:
+            torch.distributed.all_reduce(totals, group=self.group)
+        return totals.tolist()
+
+    def add(self, *arrays):
+        """Add up arrays of numbers over all processes, each in its place."""
+        for numbers in arrays if self.group is not None else ():
+            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
+
+    def main_first(self, function):
+        """Call function on the first process, then on the first of each machine, then on the others.
+
+        What one has cached, the next find. Where it raises InputError, that process says why and all end.
+        """
+        result = failure = None
+        for turn in range(3):
+            if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
+                try:
+                    result = function()
+                except InputError as error:
+                    failure = error
+                    failure.only_here = True
+            failures = self.sum(failure is not None)[0]
+            if failure:
+                raise failure
+            if failures:
+                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
+                sys.exit(2)
+        return result
+
+
 def join_processes(num_processes, rank, local_rank):
     """Make the Processes of a run. InputError where the launcher started more than train together."""
     if int(os.environ.get("WORLD_SIZE", 1)) != num_processes:
@@ -2323,7 +2319,32 @@ def join_processes(num_processes, rank, local_rank):
     return Processes(num_processes, rank, local_rank)
 
 
-# Copied from utils.training.end_stopped_run
+# ==== utils/signals.py, whole (to change it, change it there; `make fix` copies it) ====
+# SIGTERM and Ctrl-C.
+
+class StopSignal:
+    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
+
+    def __enter__(self):
+        self.number, self.since = 0, 0.0
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def note(self, number, _frame):
+        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not a second one.
+        if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
+            raise KeyboardInterrupt
+        self.number, self.since = self.number or number, self.since or time.monotonic()
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def ignore_interrupts(_worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
+
+
 def end_stopped_run(accelerator, number, step, say):
     """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on. Status: 128 + number."""
     say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, give the same "
@@ -2332,28 +2353,9 @@ def end_stopped_run(accelerator, number, step, say):
     sys.exit(128 + number)
 
 
-# Copied from utils.training.check_resume
-def check_resume(made_with, processes, state, checkpoint, output_dir):
-    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with.
+# ==== utils/results.py, whole (to change it, change it there; `make fix` copies it) ====
+# What a run leaves behind: trackers, results, model and card.
 
-    Args:
-        made_with: dict of name to value of all that a resume would silently ignore or mix if it changed.
-    """
-    for name, value in made_with.items() if checkpoint else ():
-        if state["made_with"].get(name) != value:
-            before = state["made_with"].get(name)
-            batch = (f" Give --per_device_train_batch_size and --gradient_accumulation_steps that make {before} with "
-                     f"{processes.num_processes} processes." if name == "global batch" else "")
-            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
-                             "settings and global batch (processes x batch size x accumulation steps) that it began "
-                             f"with.{batch}")
-    state["made_with"] = made_with
-    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
-        raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
-                         "machines see; put --output_dir on a shared disk.")
-
-
-# Copied from utils.training.start_trackers
 def start_trackers(accelerator, project, settings, state):
     """Start the trackers of --report_to; where a run is resumed, go on with its own. settings: dict of all flags."""
     shown = {k: value if isinstance(value, int | float | str) else str(value) for k, value in settings.items()}
@@ -2369,7 +2371,6 @@ def start_trackers(accelerator, project, settings, state):
                          "login' or WANDB_MODE=offline.") from None
 
 
-# Copied from utils.training.claim_repository
 def claim_repository(hub_model_id, output_dir):
     """Make the repository that the model is to be pushed to: its full name. Before the training, in case it fails."""
     try:
@@ -2379,20 +2380,6 @@ def claim_repository(hub_model_id, output_dir):
                          "login', and give --hub_model_id NAME/MODEL.") from None
 
 
-# Copied from utils.training.clear_output
-def clear_output(output_dir, step, overwrite):
-    """Clear the output folder of what the run replaces: later checkpoints, halves, the log from this update on."""
-    output_dir = Path(output_dir)
-    replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
-    left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
-    for folder in left + (replaced if overwrite or step else []):
-        remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
-    cut_log(output_dir / "log.jsonl", step if step else -1)
-
-
-# Copied from utils.training.score_rows
 def score_rows(results):
     """List (name, before, after) of the scores, as text."""
     names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
@@ -2401,7 +2388,6 @@ def score_rows(results):
                      for value in pair)) for name, pair in zip(names, values, strict=True)]
 
 
-# Copied from utils.training.write_model_card
 def write_model_card(output_dir, base, task, tag, data, results, settings, tables=()):
     """Write README.md: what the model was made of, and its scores before and after.
 
@@ -2425,7 +2411,6 @@ def write_model_card(output_dir, base, task, tag, data, results, settings, table
     Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-# Copied from utils.training.save_model
 def save_model(output_dir, model, tokenizer):
     """Leave model and tokenizer in the output folder, file by file, so that a kill leaves no half of one."""
     aside = Path(output_dir, "tmp-model")
@@ -2439,7 +2424,6 @@ def save_model(output_dir, model, tokenizer):
     aside.rmdir()
 
 
-# Copied from utils.training.write_results
 def write_results(output_dir, results, same_model, trained):
     """Write all_results.json, beside the scores that stand there already if they are of the same model."""
     path = Path(output_dir, "all_results.json")
@@ -2450,7 +2434,6 @@ def write_results(output_dir, results, same_model, trained):
     write_json(path, older | results)
 
 
-# Copied from utils.training.upload
 def upload(output_dir, repository):
     """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
     try:
@@ -2461,7 +2444,6 @@ def upload(output_dir, repository):
                          f"upload it with: hf upload NAME/MODEL {output_dir}") from None
 
 
-# Copied from utils.training.show_results
 def show_results(results, note, output_dir, say):
     """Print the scores, before the training and after it, and where things are. note: what started at random."""
     trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
@@ -2475,7 +2457,9 @@ def show_results(results, note, output_dir, say):
             + (f", model and log in {output_dir}" if "step" in results else ""))
 
 
-# Copied from utils.trainer.refuse_flags
+# ==== utils/trainer.py, whole (to change it, change it there; `make fix` copies it) ====
+# What Trainer leaves open: batches, scores and checkpoints that do not depend on how a run is split.
+
 def refuse_flags(args, parser):
     """End the run where a flag of TrainingArguments is given that an ExactTrainer has no use for. Better than silence.
 
@@ -2497,7 +2481,6 @@ def refuse_flags(args, parser):
                 parser.error(f"--{name} is not for this script: {reason}")
 
 
-# Copied from utils.trainer.RunCallback
 class RunCallback(TrainerCallback):
     """Around each update of an ExactTrainer: order and dropout before it, signals, the log and the bar after it."""
 
@@ -2569,7 +2552,6 @@ class RunCallback(TrainerCallback):
         self.bar.close()
 
 
-# Copied from utils.trainer.ExactTrainer
 class ExactTrainer(Trainer):
     """A Trainer that trains, scores and saves alike on any number of processes, and resumes where it was.
 
@@ -2685,7 +2667,6 @@ class ExactTrainer(Trainer):
         pass  # see on_step_begin
 
 
-# Copied from utils.trainer.run_trainer
 def run_trainer(trainer, checkpoint, say):
     """Train, from a checkpoint where there is one: dict of results, those of the best model where it is kept.
 
@@ -2715,6 +2696,9 @@ def run_trainer(trainer, checkpoint, say):
     scores = scored.get(trainer.kept_step(), {})
     names = [name.removeprefix("initial_") for name in run_state["initial"]]  # in their order
     return results | {name: scores[name] for name in names if name in scores}
+
+
+# ==== run_ner.py ====
 
 
 if __name__ == "__main__":

@@ -316,7 +316,9 @@ def describe_data(data, pairs, begun, say):
 # ---------------------------------------------------------------- pairs, masks and order
 
 
-# Copied from utils.documents.Documents
+# ==== utils/pairs.py, whole (to change it, change it there; `make fix` copies it) ====
+# Documents of sentences, and how an epoch pairs them.
+
 class Documents:
     """Tokenized sentences in their documents, found by number without a copy of them in memory.
 
@@ -390,7 +392,6 @@ class Documents:
         return self.starts[document], self.starts[document + 1]
 
 
-# Copied from utils.documents.plan_sentences
 def plan_sentences(documents, seed, epoch):
     """Plan an epoch in which each sentence but the last of a document is A once.
 
@@ -403,7 +404,6 @@ def plan_sentences(documents, seed, epoch):
     return np.stack([first, first + 1, first + 2, rng.integers(2, size=len(first))], axis=1)
 
 
-# Copied from utils.documents.plan_segments
 def plan_segments(documents, seed, epoch, *, size, short_seq_prob, swap):
     """Plan an epoch of BERT's packed segments: the same columns as plan_sentences.
 
@@ -444,7 +444,6 @@ def plan_segments(documents, seed, epoch, *, size, short_seq_prob, swap):
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
-# Copied from utils.documents.truncate_pair
 def truncate_pair(a, b, size, rng=None):
     """Shorten two arrays to `size` tokens together: from the longer one, at its front or back at random (rng), or back.
 
@@ -457,87 +456,12 @@ def truncate_pair(a, b, size, rng=None):
     return tuple(part[front : front + length] for part, front, length in zip((a, b), fronts, kept, strict=True))
 
 
-# Copied from utils.collators.mask_tokens
-def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
-                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
-    """Hide tokens for masked language modelling: by default 80% become [MASK], 10% a random token, 10% stay.
-
-    An example is masked alike on one GPU or eight, in any data worker, and after a resume.
-
-    Args:
-        input_ids: token ids before padding, int64 array of shape (seq,).
-        special: True where a token is left alone, such as [CLS]; bool array of shape (seq,).
-        mask_id: id of [MASK].
-        vocab_size: random replacements are drawn from [0, vocab_size).
-        seed: seed of the run, at least 0; evaluation always uses 0, so that scores of different runs can be compared.
-        epoch: pass over the data, from 0; evaluation always uses 0.
-        example_id: index of the example in the dataset, before shuffling and sharding.
-        mask_prob: chance that a token is chosen, or a word where continues is given; from 0 to 1.
-        mask_replace_prob: share of the chosen tokens that become [MASK], from 0 to 1.
-        random_replace_prob: share of the chosen tokens that become a random token; what is left of 1 stays.
-        continues: for whole-word masking, True where a token goes on with the word before it; bool, shape (seq,).
-
-    Returns:
-        (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is predicted.
-
-    Raises:
-        ValueError: a probability is outside [0, 1], or the two shares add up to more than 1.
-
-    Source: Devlin et al. 2018, section 3.1 and appendix A.1, https://arxiv.org/abs/1810.04805; whole words:
-    https://github.com/google-research/bert, "whole word masking" (each token of a word meets its own fate).
-    """
-    if not 0 <= mask_prob <= 1:
-        raise ValueError(f"mask_prob is {mask_prob}; give a fraction from 0 to 1, such as 0.15")
-    if min(mask_replace_prob, random_replace_prob) < 0 or mask_replace_prob + random_replace_prob > 1:
-        raise ValueError(f"mask_replace_prob is {mask_replace_prob} and random_replace_prob is {random_replace_prob}; "
-                         "give two fractions from 0 to 1 that add up to at most 1, such as 0.8 and 0.1")
-    # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 what seed 0 does in epoch 1.
-    rng = np.random.default_rng((seed, epoch, example_id))
-    chosen = rng.random(len(input_ids)) < mask_prob  # (seq,)
-    if continues is not None:  # the draw of a word's first token decides for the whole word
-        chosen = chosen[np.maximum.accumulate(np.where(continues, 0, np.arange(len(input_ids))))]
-    chosen &= ~special
-    fate = rng.random(len(input_ids))  # (seq,), uniform in [0, 1)
-    substitutes = rng.integers(vocab_size, size=len(input_ids))  # (seq,)
-    masked_ids = np.where(chosen & (fate < mask_replace_prob), mask_id, input_ids)
-    masked_ids = np.where(chosen & (fate >= 1 - random_replace_prob), substitutes, masked_ids)
-    return masked_ids, np.where(chosen, input_ids, -100)
-
-
-# Copied from utils.collators.word_continuations
-def word_continuations(tokenizer):
-    """Say for each token of the vocabulary whether it goes on with the word before it: bool array of shape (vocab,).
-
-    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most
-    tokens carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
-    """
-    size = max(tokenizer.get_vocab().values()) + 1  # more than there are tokens where ids are left out
-    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
-    counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
-    sign = max(counts, key=counts.get)
-    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign  # line feed, tab and carriage return part words too
-    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
-    continues[list(tokenizer.added_tokens_decoder)] = False  # [CLS] and its like, and words that a user added
-    return continues
-
-
-# Copied from utils.collators.pad
-def pad(rows, value):
-    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
-    padded = np.full((len(rows), max(map(len, rows))), value)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return torch.from_numpy(padded)
-
-
-# Copied from utils.collators.join_pair
 def join_pair(a, b, edges):
     """Join the ids of A and B, by the ids of [CLS] and [SEP]: int64 arrays of ids and of token types, (seq,)."""
     cls, sep = edges
     return np.concatenate([[cls], a, [sep], b, [sep]]), np.repeat([0, 1], [len(a) + 2, len(b) + 1])
 
 
-# Copied from utils.collators.PairCollator
 class PairCollator:
     """Make pairs of sentences or segments, padded to the longest of the batch, anew each epoch (set `epoch`).
 
@@ -648,36 +572,135 @@ class PairCollator:
                 "next_sentence_label": torch.tensor(labels)}
 
 
-# Copied from utils.collators.PretrainingCollator
-class PretrainingCollator(PairCollator):
-    """Make pairs as PairCollator does, and hide tokens in them as MaskingCollator does.
+def split_sentences(source, language, sentence_per_line):
+    """Make of a source of paragraphs one of sentences: (fingerprint, function that yields batches, name).
 
     Args:
-        special: True for tokens that are never hidden; bool array of shape (vocab,).
-        continues: what word_continuations returned, for whole-word masking; None hides single tokens.
-        masking: dict of the arguments of mask_tokens: mask_id, vocab_size and the probabilities.
-        pairs: arguments of PairCollator.
+        source: as find_sources returns. language: code that sentencex knows, as en.
+        sentence_per_line: the paragraphs are sentences already.
     """
+    fingerprint, batches, name = source
 
-    def __init__(self, documents, *, special, masking, continues=None, **pairs):
-        super().__init__(documents, **pairs)
-        self.special, self.continues, self.masking = special, continues, masking
+    def sentences():
+        for texts, documents in batches():
+            split = [[part for sentence in sentencex.segment(language, text) if (part := sentence.strip())]
+                     for text in texts.to_pylist()]
+            yield (pa.array(itertools.chain.from_iterable(split), pa.large_string()),
+                   np.repeat(documents, list(map(len, split))))
 
-    def __call__(self, examples):
-        """Make a batch, as PairCollator does, with positions and targets as MaskingCollator makes them."""
-        ids, types, labels = self.rows(examples)
-        masked = []
-        for row, example in zip(ids, examples or [0], strict=True):
-            continues = None if self.continues is None else self.continues[row]
-            masked.append(mask_tokens(row, self.special[row], seed=self.seed, epoch=self.epoch, example_id=example,
-                                      continues=continues, **self.masking))
-        targets = pad([row for _, row in masked], -100).ravel()  # (batch x seq,)
-        positions = (targets != -100).nonzero().ravel()
-        return {**self.batch([row for row, _ in masked], types, labels), "positions": positions,
-                "targets": targets[positions]}
+    version = importlib.metadata.version("sentencex")  # another may find other sentences
+    return source if sentence_per_line else (f"{fingerprint} sentences {language} {version}", sentences, name)
 
 
-# Copied from utils.sampling.GlobalBatchSampler
+# ==== utils/masks.py, whole (to change it, change it there; `make fix` copies it) ====
+# Tokens that are hidden, and the scores of a model where they are.
+
+def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
+                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
+    """Hide tokens for masked language modelling: by default 80% become [MASK], 10% a random token, 10% stay.
+
+    An example is masked alike on one GPU or eight, in any data worker, and after a resume.
+
+    Args:
+        input_ids: token ids before padding, int64 array of shape (seq,).
+        special: True where a token is left alone, such as [CLS]; bool array of shape (seq,).
+        mask_id: id of [MASK].
+        vocab_size: random replacements are drawn from [0, vocab_size).
+        seed: seed of the run, at least 0; evaluation always uses 0, so that scores of different runs can be compared.
+        epoch: pass over the data, from 0; evaluation always uses 0.
+        example_id: index of the example in the dataset, before shuffling and sharding.
+        mask_prob: chance that a token is chosen, or a word where continues is given; from 0 to 1.
+        mask_replace_prob: share of the chosen tokens that become [MASK], from 0 to 1.
+        random_replace_prob: share of the chosen tokens that become a random token; what is left of 1 stays.
+        continues: for whole-word masking, True where a token goes on with the word before it; bool, shape (seq,).
+
+    Returns:
+        (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is predicted.
+
+    Raises:
+        ValueError: a probability is outside [0, 1], or the two shares add up to more than 1.
+
+    Source: Devlin et al. 2018, section 3.1 and appendix A.1, https://arxiv.org/abs/1810.04805; whole words:
+    https://github.com/google-research/bert, "whole word masking" (each token of a word meets its own fate).
+    """
+    if not 0 <= mask_prob <= 1:
+        raise ValueError(f"mask_prob is {mask_prob}; give a fraction from 0 to 1, such as 0.15")
+    if min(mask_replace_prob, random_replace_prob) < 0 or mask_replace_prob + random_replace_prob > 1:
+        raise ValueError(f"mask_replace_prob is {mask_replace_prob} and random_replace_prob is {random_replace_prob}; "
+                         "give two fractions from 0 to 1 that add up to at most 1, such as 0.8 and 0.1")
+    # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 what seed 0 does in epoch 1.
+    rng = np.random.default_rng((seed, epoch, example_id))
+    chosen = rng.random(len(input_ids)) < mask_prob  # (seq,)
+    if continues is not None:  # the draw of a word's first token decides for the whole word
+        chosen = chosen[np.maximum.accumulate(np.where(continues, 0, np.arange(len(input_ids))))]
+    chosen &= ~special
+    fate = rng.random(len(input_ids))  # (seq,), uniform in [0, 1)
+    substitutes = rng.integers(vocab_size, size=len(input_ids))  # (seq,)
+    masked_ids = np.where(chosen & (fate < mask_replace_prob), mask_id, input_ids)
+    masked_ids = np.where(chosen & (fate >= 1 - random_replace_prob), substitutes, masked_ids)
+    return masked_ids, np.where(chosen, input_ids, -100)
+
+
+def word_continuations(tokenizer):
+    """Say for each token of the vocabulary whether it goes on with the word before it: bool array of shape (vocab,).
+
+    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most
+    tokens carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
+    """
+    size = max(tokenizer.get_vocab().values()) + 1  # more than there are tokens where ids are left out
+    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
+    counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
+    sign = max(counts, key=counts.get)
+    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign  # line feed, tab and carriage return part words too
+    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
+    continues[list(tokenizer.added_tokens_decoder)] = False  # [CLS] and its like, and words that a user added
+    return continues
+
+
+def masked_outputs(model, batch):
+    """Run a masked language model, with its output layer only where a token is to be predicted.
+
+    That layer costs as much as the encoder in small models, and six in seven of its rows would be thrown away. A hook
+    keeps the wanted ones; of a model that does not call its output embeddings as a layer, all are computed.
+
+    Args:
+        model: a model with get_output_embeddings, also inside DistributedDataParallel.
+        batch: positions (predicted,) in the flattened batch, targets, perhaps next_sentence_label, and the model's
+            inputs: input_ids (batch, seq).
+
+    Returns:
+        float32 scores of shape (predicted, vocab), and all that the model returned.
+    """
+    aims = ("positions", "targets", "next_sentence_label")
+    inputs = {name: tensor for name, tensor in batch.items() if name not in aims}
+    positions, tokens = batch["positions"], batch["input_ids"].numel()
+    head = getattr(model, "module", model).get_output_embeddings()
+
+    def keep_positions(_, args):
+        hidden = args[0]  # (batch, seq, hidden), or for some models (batch x seq, hidden)
+        fits = hidden.shape[:-1].numel() == tokens
+        return (hidden.reshape(tokens, -1)[positions], *args[1:]) if fits else None
+
+    hook = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else nullcontext()
+    with hook:
+        outputs = model(**inputs)
+    logits = outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits
+    if logits.dim() == 3:
+        logits = logits[:, : batch["input_ids"].shape[1]].flatten(0, 1)[positions]
+    return logits.float(), outputs  # a sum of thousands of bfloat16 terms loses its last digits
+
+
+# ==== utils/batches.py, whole (to change it, change it there; `make fix` copies it) ====
+# Which examples a batch holds, and how rows of different length stand in it.
+
+def pad(rows, value):
+    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
+    padded = np.full((len(rows), max(map(len, rows))), value)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
 class GlobalBatchSampler(Sampler):
     """Micro-batches of one process, such that update k sees the same examples on any number of processes.
 
@@ -745,41 +768,38 @@ class GlobalBatchSampler(Sampler):
         return sum(map(self.examples_in, range(epoch))) + done * self.global_batch
 
 
-# ---------------------------------------------------------------- evaluate and train
+# ==== run_pretraining.py ====
 
 
-# Copied from utils.masked_scores.masked_outputs
-def masked_outputs(model, batch):
-    """Run a masked language model, with its output layer only where a token is to be predicted.
-
-    That layer costs as much as the encoder in small models, and six in seven of its rows would be thrown away. A hook
-    keeps the wanted ones; of a model that does not call its output embeddings as a layer, all are computed.
+class PretrainingCollator(PairCollator):
+    """Make pairs as PairCollator does, and hide tokens in them as MaskingCollator does.
 
     Args:
-        model: a model with get_output_embeddings, also inside DistributedDataParallel.
-        batch: positions (predicted,) in the flattened batch, targets, perhaps next_sentence_label, and the model's
-            inputs: input_ids (batch, seq).
-
-    Returns:
-        float32 scores of shape (predicted, vocab), and all that the model returned.
+        special: True for tokens that are never hidden; bool array of shape (vocab,).
+        continues: what word_continuations returned, for whole-word masking; None hides single tokens.
+        masking: dict of the arguments of mask_tokens: mask_id, vocab_size and the probabilities.
+        pairs: arguments of PairCollator.
     """
-    aims = ("positions", "targets", "next_sentence_label")
-    inputs = {name: tensor for name, tensor in batch.items() if name not in aims}
-    positions, tokens = batch["positions"], batch["input_ids"].numel()
-    head = getattr(model, "module", model).get_output_embeddings()
 
-    def keep_positions(_, args):
-        hidden = args[0]  # (batch, seq, hidden), or for some models (batch x seq, hidden)
-        fits = hidden.shape[:-1].numel() == tokens
-        return (hidden.reshape(tokens, -1)[positions], *args[1:]) if fits else None
+    def __init__(self, documents, *, special, masking, continues=None, **pairs):
+        super().__init__(documents, **pairs)
+        self.special, self.continues, self.masking = special, continues, masking
 
-    hook = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else nullcontext()
-    with hook:
-        outputs = model(**inputs)
-    logits = outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits
-    if logits.dim() == 3:
-        logits = logits[:, : batch["input_ids"].shape[1]].flatten(0, 1)[positions]
-    return logits.float(), outputs  # a sum of thousands of bfloat16 terms loses its last digits
+    def __call__(self, examples):
+        """Make a batch, as PairCollator does, with positions and targets as MaskingCollator makes them."""
+        ids, types, labels = self.rows(examples)
+        masked = []
+        for row, example in zip(ids, examples or [0], strict=True):
+            continues = None if self.continues is None else self.continues[row]
+            masked.append(mask_tokens(row, self.special[row], seed=self.seed, epoch=self.epoch, example_id=example,
+                                      continues=continues, **self.masking))
+        targets = pad([row for _, row in masked], -100).ravel()  # (batch x seq,)
+        positions = (targets != -100).nonzero().ravel()
+        return {**self.batch([row for row, _ in masked], types, labels), "positions": positions,
+                "targets": targets[positions]}
+
+
+# ---------------------------------------------------------------- evaluate and train
 
 
 def losses_of(model, batch):
@@ -1038,17 +1058,143 @@ def main(argv=None):
     accelerator.end_training()
 
 
-# ---------------------------------------------------------------- copies of what the scripts share
+# ---------------------------------------------------------------- sections that scripts share: plumbing
 
 
-# Copied from utils.reading.InputError
+# ==== utils/errors.py, whole (to change it, change it there; `make fix` copies it) ====
+# Mistakes of the user: one message, and exit status 2.
+
 class InputError(ValueError):
     """A mistake in what the user gave. Its message is all they are shown; the exit status is 2."""
 
     only_here = False  # True where the other processes of the run know that this one has something to say
 
 
-# Copied from utils.reading.find_files
+def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
+    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
+
+    accumulation_steps: None where the run does not train.
+    """
+    said = f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass."
+    if accumulation_steps is None:
+        return InputError(f"{said} The same scores in less: --per_device_eval_batch_size {max(1, batch_size // 2)}; a "
+                          "smaller --max_seq_length helps, too.")
+    parts = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), 1)  # into which the batch divides
+    same = (f" The same result in less: --per_device_train_batch_size {batch_size // parts} "
+            f"--gradient_accumulation_steps {accumulation_steps * parts}." if parts > 1 else "")
+    return InputError(f"{said}{same} --gradient_checkpointing and a smaller --max_seq_length help, too.")
+
+
+def run_main(main):
+    """Call main; a mistake of the user's ends it with one message on stderr and exit status 2.
+
+    Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
+    try:
+        main()
+    except (InputError, KeyboardInterrupt) as error:
+        if rank and not getattr(error, "only_here", False):
+            time.sleep(10)
+        status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
+        if isinstance(error, InputError):
+            status, message = 2, f"error: {error}"
+        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
+        if torch.distributed.is_initialized():  # to take it down while others wait in it can abort, and lose the status
+            sys.stdout.flush()
+            os._exit(status)
+        sys.exit(status)
+
+
+# ==== utils/arguments.py, whole (to change it, change it there; `make fix` copies it) ====
+# Command lines: what argparse does not do by itself.
+
+class ArgumentParser(argparse.ArgumentParser):
+    def error(self, message):  # argparse would print its usage, once for each process
+        raise InputError(f"{message}; see --help")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):  # says what the default is, where there is one
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def read_config(path, flags):
+    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
+
+    Args:
+        path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
+        flags: names of the flags that may stand there, without the dashes.
+
+    Returns:
+        list of strings to stand before the arguments that the user typed, so that those win.
+
+    Raises:
+        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
+    """
+    try:
+        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
+    arguments = []
+    for key, value in settings.items():
+        if key not in flags:
+            raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
+        if isinstance(value, dict):
+            value = ",".join(f"{name}={part}" for name, part in value.items())
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
+        if value not in ("", "null", "~"):
+            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
+    return arguments
+
+
+def parse_with_config(parser, argv=None):
+    """Parse a command line, and before it the flags of the YAML file that --config names.
+
+    Args:
+        parser: an ArgumentParser with a flag --config.
+        argv: arguments; None takes those of the process.
+
+    Raises:
+        InputError: an argument that the parser does not know, with one like it, or a fault in the file.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
+    only_config.add_argument("--config")
+    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
+    config = only_config.parse_known_args(argv)[0].config
+    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
+        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
+    return args
+
+
+# ==== utils/loop_arguments.py, whole (to change it, change it there; `make fix` copies it) ====
+# Flags that are on or off.
+
+def true_or_false(text):
+    """Read the value of a switch, in the words that transformers takes."""
+    words = {"true": True, "t": True, "yes": True, "y": True, "1": True,
+             "false": False, "f": False, "no": False, "n": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return words[text.lower()]
+
+
+def add_switch(group, name, help):
+    """Add a flag that is on or off, as transformers writes them: --flag, --flag true or --flag false."""
+    group.add_argument(name, nargs="?", const=True, default=False, metavar="BOOL", type=true_or_false, help=help)
+
+
+# ==== utils/reading.py, whole (to change it, change it there; `make fix` copies it) ====
+# Files of the user, and their lines and objects, each with its place.
+
 def find_files(patterns, flag):
     """Expand paths and globs to a list of files, sorted within a glob. InputError where there is none, or a folder."""
     files = []
@@ -1063,19 +1209,6 @@ def find_files(patterns, flag):
     return files
 
 
-# Copied from utils.reading.hash_files
-def hash_files(paths):
-    """SHA-256 over the endings and contents of files: the same wherever they lie and whenever they were written."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        ending = os.path.splitext(path.lower().removesuffix(".gz"))[1] + ".gz" * path.lower().endswith(".gz")
-        digest.update(f"{ending} {content}\n".encode())
-    return digest.hexdigest()
-
-
-# Copied from utils.reading.read_chunks
 def read_chunks(path):
     """Read a UTF-8 file, also .gz, in pieces of whole lines: yields (number of the first line, from 1, and the bytes).
 
@@ -1096,14 +1229,12 @@ def read_chunks(path):
         raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
 
 
-# Copied from utils.reading.read_lines
 def read_lines(path):
     """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines without end)."""
     for number, raw in read_chunks(path):
         yield number, [line.removesuffix("\r") for line in raw.removesuffix(b"\n").decode("utf-8").split("\n")]
 
 
-# Copied from utils.reading.read_json
 def read_json(path, on_fault=None):
     """Read .jsonl, or .json that is a list, an object with a list under `data`, or lines: yields (place, object).
 
@@ -1144,7 +1275,9 @@ def read_json(path, on_fault=None):
         on_fault(place, fault)
 
 
-# Copied from utils.reading.read_csv
+# ==== utils/tables.py, whole (to change it, change it there; `make fix` copies it) ====
+# Rows of CSV and Parquet files, each with its place.
+
 def read_csv(path, on_fault=None):
     """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row.
 
@@ -1172,7 +1305,6 @@ def read_csv(path, on_fault=None):
         raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check the quotes.") from None
 
 
-# Copied from utils.reading.read_parquet
 def read_parquet(path):
     """Read .parquet: yields (place, dict of the row). InputError where the file is damaged."""
     try:
@@ -1184,7 +1316,66 @@ def read_parquet(path):
         raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
 
 
-# Copied from utils.reading.read_paragraphs
+# ==== utils/splits.py, whole (to change it, change it there; `make fix` copies it) ====
+# Data sets of the Hub, and what each split of a run is made of.
+
+def load_splits(dataset_name, dataset_config_name):
+    """Load a data set of the Hub, or of a folder: dict of split to Dataset. InputError where that fails."""
+    try:
+        return datasets.load_dataset(dataset_name, dataset_config_name)
+    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
+        fault = " ".join(str(error).split())[:200]
+        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
+                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
+                         "folder that holds the data set, or bring along a cache from where there is network: "
+                         f"{datasets.config.HF_DATASETS_CACHE}") from None
+
+
+def choose_parts(sources, percent, tasks, load_best_model_at_end):
+    """Say what each split of a run is made of: dict of split to (source, part), a part being (which, percent).
+
+    Where there are no validation data, so many percent of the training data are "drawn" for it, and training takes the
+    "rest"; else parts are "all".
+
+    Args:
+        sources: as find_sources returns. percent: --validation_split_percentage.
+        tasks: dict of "train", "validation" and "test" to whether the run does what needs it.
+
+    Raises:
+        InputError: something that the run is to do has no data.
+    """
+    parts = {split: (source, ("all", 0)) for split, source in sources.items()}
+    if "validation" not in sources and "train" in sources and percent:
+        parts["train"] = (sources["train"], ("rest", percent))
+        parts["validation"] = (sources["train"], ("drawn", percent))
+    if not tasks["train"]:
+        parts.pop("train", None)
+    if not (tasks["train"] or tasks["validation"]):
+        parts.pop("validation", None)
+    for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
+        if tasks[split] and split not in parts and not (tasks["train"] and split == "validation"):
+            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
+    if not parts:
+        raise InputError("there are no data to prepare: give --train_file, --validation_file or --dataset_name")
+    if load_best_model_at_end and "validation" not in parts:
+        raise InputError("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
+    return parts
+
+
+# ==== utils/texts.py, whole (to change it, change it there; `make fix` copies it) ====
+# Text to train on, out of files and data sets.
+
+def hash_files(paths):
+    """SHA-256 over the endings and contents of files: the same wherever they lie and whenever they were written."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        ending = os.path.splitext(path.lower().removesuffix(".gz"))[1] + ".gz" * path.lower().endswith(".gz")
+        digest.update(f"{ending} {content}\n".encode())
+    return digest.hexdigest()
+
+
 def read_paragraphs(path, separator="auto"):
     """Read plain text, a paragraph a line, as read_texts does: yields (texts, documents).
 
@@ -1218,7 +1409,6 @@ def read_paragraphs(path, separator="auto"):
         yield texts.filter(pa.array(has_text)), documents[has_text]
 
 
-# Copied from utils.reading.number_rows
 def number_rows(texts, first, separator):
     """Number the documents of a table's rows from `first` on: (texts and documents as of read_texts, the next number).
 
@@ -1231,7 +1421,6 @@ def number_rows(texts, first, separator):
     return pa.array([text for text in texts if text], pa.large_string()), documents[filled], first + ends.sum()
 
 
-# Copied from utils.reading.read_texts
 def read_texts(path, column, separator="auto"):
     """Read the texts of a file, without the empty ones: paragraphs, or the rows of a table.
 
@@ -1268,7 +1457,6 @@ def read_texts(path, column, separator="auto"):
         yield texts, documents
 
 
-# Copied from utils.reading.read_all_texts
 def read_all_texts(paths, column, separator="auto"):
     """Read several files as read_texts does, documents numbered through. InputError where none of them has any text."""
     start = rows = 0
@@ -1286,7 +1474,79 @@ def read_all_texts(paths, column, separator="auto"):
                          "Expected UTF-8 text, a paragraph a line, or a table with a column of texts.")
 
 
-# Copied from utils.tokenizing.FlatTokenizer
+def find_sources(files, dataset_name, dataset_config_name, column, splits, separator="auto"):
+    """Find the text of each split: dict of split to (fingerprint of its content, function that yields batches, name).
+
+    Args:
+        files: dict of split to paths and globs, or None.
+        dataset_name, dataset_config_name: a data set of the Hub, or a folder, instead of files.
+        column: the column that holds the text.
+        splits: the splits that are wanted.
+        separator: what ends a document, as for read_texts.
+
+    Raises:
+        InputError: a file, the data set or its column is not there.
+    """
+    sources = {}
+    for split in splits if not dataset_name else ():
+        if files[split]:
+            paths = find_files(files[split], f"--{split}_file")
+            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
+            sources[split] = (f"{hash_files(paths)} {column} {separator}",
+                              partial(read_all_texts, paths, column, separator), name)
+    if not dataset_name:
+        return sources
+    loaded = load_splits(dataset_name, dataset_config_name)
+    for split in splits:
+        if split in loaded:
+            if column not in loaded[split].column_names:
+                raise InputError(f"--dataset_name {dataset_name}: there is no column {column!r}; the columns are "
+                                 f"{', '.join(loaded[split].column_names)}. Name one with --text_column_name.")
+            name = f"{dataset_name} ({split})"
+            sources[split] = (f"{loaded[split]._fingerprint} {column} {separator}",
+                              partial(read_dataset, loaded[split], column, f"--dataset_name {name}", separator), name)
+    return sources
+
+
+def read_dataset(rows, column, name, separator="auto"):
+    """Read the texts of a Dataset as read_all_texts reads those of files: yields (texts, documents)."""
+    found, document = False, 0
+    for start in range(0, len(rows), 10_000):
+        texts = rows[start : start + 10_000][column]
+        for number, text in enumerate(texts, start):
+            if not isinstance(text, str | None):
+                raise InputError(f"{name}, row {number}: expected text in column {column!r}, found {str(text)[:40]!r}. "
+                                 "Name the column that holds the text with --text_column_name.")
+        texts, documents, document = number_rows(texts, document, separator)
+        found |= bool(len(texts))
+        yield texts, documents
+    if not found:
+        raise InputError(f"{name}: there is no text in column {column!r}. Name another with --text_column_name.")
+
+
+def write_texts(batches, path):
+    """Write batches of (texts, documents) to an Arrow file. Returns counts: paragraphs, repeated, words, characters."""
+    schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
+    counts, hashes, aside = {"paragraphs": 0, "words": 0, "characters": 0}, [], f"{path}.{os.urandom(4).hex()}.tmp"
+    try:
+        with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
+                writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
+                strings = texts.to_pylist()
+                counts["paragraphs"] += len(strings)
+                counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
+                counts["characters"] += sum(map(len, strings))
+                hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
+    except BaseException:
+        os.unlink(aside)
+        raise
+    os.replace(aside, path)  # at once, as another run may be preparing the same text
+    return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
+
+
+# ==== utils/tokenizing.py, whole (to change it, change it there; `make fix` copies it) ====
+# Token ids of many texts, as one flat array with offsets.
+
 class FlatTokenizer:
     """Turn many texts into one flat array of token ids with offsets, without special tokens.
 
@@ -1376,473 +1636,12 @@ class FlatTokenizer:
         return self.encode(texts)
 
 
-# Copied from utils.checkpoints.write_manifest
-def write_manifest(folder):
-    """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last."""
-    files = {}
-    for path in sorted(Path(folder).iterdir()):
-        with open(path, "rb") as file:
-            files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    Path(folder, "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+def tokenize_batch(table, tokenizer):
+    """Tokenize the column `text` of an Arrow table: lists of int32 over one flat array, in the column `ids`."""
+    ids, offsets = tokenizer(table["text"].to_pylist())
+    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids), "document": table["document"]})
 
 
-# Copied from utils.checkpoints.checkpoint_fault
-def checkpoint_fault(folder):
-    """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
-    try:
-        files = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["files"]
-        files = {name: (expected["size"], expected["sha256"]) for name, expected in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json is missing or damaged ({error})"
-    for name, expected in files.items():
-        try:
-            with open(Path(folder, name), "rb") as file:
-                found = (os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError as error:
-            return f"{name} is missing or cannot be read ({error.strerror})"
-        if found[0] != expected[0]:
-            return f"{name} has {found[0]:,} bytes instead of {expected[0]:,}"
-        if found != expected:
-            return f"{name} is not what was written (its SHA-256 differs)"
-    return None
-
-
-# Copied from utils.checkpoints.list_checkpoints
-def list_checkpoints(output_dir):
-    """List the folders named checkpoint-N in output_dir, oldest first, whether they are whole or not."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-# Copied from utils.checkpoints.remove_folder
-def remove_folder(folder):
-    """Remove a folder, if it is there, so that a kill halfway leaves nothing under its name."""
-    aside = folder.with_name(f"tmp-old-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-# Copied from utils.checkpoints.save_checkpoint
-def save_checkpoint(output_dir, step, write, limit, keep=None):
-    """Save checkpoint-{step}: write aside, add the manifest, rename, and only then let older ones go.
-
-    Args:
-        output_dir: folder of the run.
-        step: number of updates done.
-        write: function that writes the checkpoint's files into the empty folder that it is given.
-        limit: how many checkpoints stay, at least 1.
-        keep: name of one that stays whatever its age, such as the best, and counts; None for none.
-    """
-    folder, aside = Path(output_dir, f"checkpoint-{step}"), Path(output_dir, f"tmp-checkpoint-{step}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    write(aside)
-    write_manifest(aside)
-    remove_folder(folder)  # a damaged one of this name stands in the way of the rename
-    os.replace(aside, folder)
-    old = [path for path in list_checkpoints(output_dir)  # those without a manifest are not of this kind
-           if path != folder and path.name != keep and (path / "manifest.json").exists()]
-    kept = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
-    for path in old[: max(0, len(old) - max(0, kept))]:
-        remove_folder(path)
-
-
-# Copied from utils.running.read_config
-def read_config(path, flags):
-    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
-
-    Args:
-        path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
-        flags: names of the flags that may stand there, without the dashes.
-
-    Returns:
-        list of strings to stand before the arguments that the user typed, so that those win.
-
-    Raises:
-        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
-    """
-    try:
-        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
-    arguments = []
-    for key, value in settings.items():
-        if key not in flags:
-            raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
-        if isinstance(value, dict):
-            value = ",".join(f"{name}={part}" for name, part in value.items())
-        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
-            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
-        if value not in ("", "null", "~"):
-            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
-    return arguments
-
-
-# Copied from utils.running.pick_precision
-def pick_precision(wanted, launcher, device_type):
-    """Choose "bf16", "fp16" or "no" (float32).
-
-    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
-    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
-    """
-    if wanted != "auto":
-        return wanted
-    if launcher in ("bf16", "fp16"):
-        return launcher
-    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
-              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-              "xpu": torch.xpu.is_bf16_supported}
-    return "bf16" if native.get(device_type, bool)() else "no"
-
-
-# Copied from utils.running.set_cpu_threads
-def set_cpu_threads(wanted, local_processes):
-    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
-
-    `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
-    torch.set_num_threads(wanted or max(1, cores // local_processes))
-    return torch.get_num_threads()
-
-
-# Copied from utils.running.keep_freed_memory
-def keep_freed_memory():
-    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
-
-    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
-    """
-    try:
-        library = ctypes.CDLL(None)
-        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
-    except (OSError, AttributeError, TypeError):
-        pass
-
-
-# Copied from utils.running.Processes
-class Processes:
-    """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
-
-    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
-    """
-
-    def __init__(self, num_processes, rank, local_rank):
-        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
-        if num_processes > 1:
-            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-
-    def sum(self, *values):
-        """Add up numbers over all processes, in float64: a list of as many floats."""
-        totals = torch.tensor(values, dtype=torch.float64)
-        if self.group is not None:
-            torch.distributed.all_reduce(totals, group=self.group)
-        return totals.tolist()
-
-    def add(self, *arrays):
-        """Add up arrays of numbers over all processes, each in its place."""
-        for numbers in arrays if self.group is not None else ():
-            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
-
-    def main_first(self, function):
-        """Call function on the first process, then on the first of each machine, then on the others.
-
-        What one has cached, the next find. Where it raises InputError, that process says why and all end.
-        """
-        result = failure = None
-        for turn in range(3):
-            if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
-                try:
-                    result = function()
-                except InputError as error:
-                    failure = error
-                    failure.only_here = True
-            failures = self.sum(failure is not None)[0]
-            if failure:
-                raise failure
-            if failures:
-                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
-                sys.exit(2)
-        return result
-
-
-# Copied from utils.running.out_of_memory
-def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
-    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
-
-    accumulation_steps: None where the run does not train.
-    """
-    said = f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass."
-    if accumulation_steps is None:
-        return InputError(f"{said} The same scores in less: --per_device_eval_batch_size {max(1, batch_size // 2)}; a "
-                          "smaller --max_seq_length helps, too.")
-    parts = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), 1)  # into which the batch divides
-    same = (f" The same result in less: --per_device_train_batch_size {batch_size // parts} "
-            f"--gradient_accumulation_steps {accumulation_steps * parts}." if parts > 1 else "")
-    return InputError(f"{said}{same} --gradient_checkpointing and a smaller --max_seq_length help, too.")
-
-
-# Copied from utils.running.StopSignal
-class StopSignal:
-    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
-
-    def __enter__(self):
-        self.number, self.since = 0, 0.0
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def note(self, number, _frame):
-        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not a second one.
-        if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
-            raise KeyboardInterrupt
-        self.number, self.since = self.number or number, self.since or time.monotonic()
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-# Copied from utils.running.cut_log
-def cut_log(path, step):
-    """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
-    kept = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
-        # A kill can leave the last line half written, without its end.
-        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
-        if found and int(found[1]) <= step:
-            kept.append(line)
-    Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
-    os.replace(f"{path}.tmp", path)
-
-
-# Copied from utils.running.run_main
-def run_main(main):
-    """Call main; a mistake of the user's ends it with one message on stderr and exit status 2.
-
-    Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
-    """
-    rank = int(os.environ.get("RANK", 0))
-    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
-    try:
-        main()
-    except (InputError, KeyboardInterrupt) as error:
-        if rank and not getattr(error, "only_here", False):
-            time.sleep(10)
-        status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
-        if isinstance(error, InputError):
-            status, message = 2, f"error: {error}"
-        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
-        if torch.distributed.is_initialized():  # to take it down while others wait in it can abort, and lose the status
-            sys.stdout.flush()
-            os._exit(status)
-        sys.exit(status)
-
-
-# Copied from utils.arguments.ArgumentParser
-class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message):  # argparse would print its usage, once for each process
-        raise InputError(f"{message}; see --help")
-
-
-# Copied from utils.arguments.HelpFormatter
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):  # says what the default is, where there is one
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-# Copied from utils.arguments.true_or_false
-def true_or_false(text):
-    """Read the value of a switch, in the words that transformers takes."""
-    words = {"true": True, "t": True, "yes": True, "y": True, "1": True,
-             "false": False, "f": False, "no": False, "n": False, "0": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
-    return words[text.lower()]
-
-
-# Copied from utils.arguments.add_switch
-def add_switch(group, name, help):
-    """Add a flag that is on or off, as transformers writes them: --flag, --flag true or --flag false."""
-    group.add_argument(name, nargs="?", const=True, default=False, metavar="BOOL", type=true_or_false, help=help)
-
-
-# Copied from utils.arguments.parse_with_config
-def parse_with_config(parser, argv=None):
-    """Parse a command line, and before it the flags of the YAML file that --config names.
-
-    Args:
-        parser: an ArgumentParser with a flag --config.
-        argv: arguments; None takes those of the process.
-
-    Raises:
-        InputError: an argument that the parser does not know, with one like it, or a fault in the file.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
-    only_config.add_argument("--config")
-    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
-    config = only_config.parse_known_args(argv)[0].config
-    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
-        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
-    return args
-
-
-# Copied from utils.sources.find_sources
-def find_sources(files, dataset_name, dataset_config_name, column, splits, separator="auto"):
-    """Find the text of each split: dict of split to (fingerprint of its content, function that yields batches, name).
-
-    Args:
-        files: dict of split to paths and globs, or None.
-        dataset_name, dataset_config_name: a data set of the Hub, or a folder, instead of files.
-        column: the column that holds the text.
-        splits: the splits that are wanted.
-        separator: what ends a document, as for read_texts.
-
-    Raises:
-        InputError: a file, the data set or its column is not there.
-    """
-    sources = {}
-    for split in splits if not dataset_name else ():
-        if files[split]:
-            paths = find_files(files[split], f"--{split}_file")
-            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
-            sources[split] = (f"{hash_files(paths)} {column} {separator}",
-                              partial(read_all_texts, paths, column, separator), name)
-    if not dataset_name:
-        return sources
-    loaded = load_splits(dataset_name, dataset_config_name)
-    for split in splits:
-        if split in loaded:
-            if column not in loaded[split].column_names:
-                raise InputError(f"--dataset_name {dataset_name}: there is no column {column!r}; the columns are "
-                                 f"{', '.join(loaded[split].column_names)}. Name one with --text_column_name.")
-            name = f"{dataset_name} ({split})"
-            sources[split] = (f"{loaded[split]._fingerprint} {column} {separator}",
-                              partial(read_dataset, loaded[split], column, f"--dataset_name {name}", separator), name)
-    return sources
-
-
-# Copied from utils.sources.load_splits
-def load_splits(dataset_name, dataset_config_name):
-    """Load a data set of the Hub, or of a folder: dict of split to Dataset. InputError where that fails."""
-    try:
-        return datasets.load_dataset(dataset_name, dataset_config_name)
-    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
-                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
-                         "folder that holds the data set, or bring along a cache from where there is network: "
-                         f"{datasets.config.HF_DATASETS_CACHE}") from None
-
-
-# Copied from utils.sources.read_dataset
-def read_dataset(rows, column, name, separator="auto"):
-    """Read the texts of a Dataset as read_all_texts reads those of files: yields (texts, documents)."""
-    found, document = False, 0
-    for start in range(0, len(rows), 10_000):
-        texts = rows[start : start + 10_000][column]
-        for number, text in enumerate(texts, start):
-            if not isinstance(text, str | None):
-                raise InputError(f"{name}, row {number}: expected text in column {column!r}, found {str(text)[:40]!r}. "
-                                 "Name the column that holds the text with --text_column_name.")
-        texts, documents, document = number_rows(texts, document, separator)
-        found |= bool(len(texts))
-        yield texts, documents
-    if not found:
-        raise InputError(f"{name}: there is no text in column {column!r}. Name another with --text_column_name.")
-
-
-# Copied from utils.sources.split_sentences
-def split_sentences(source, language, sentence_per_line):
-    """Make of a source of paragraphs one of sentences: (fingerprint, function that yields batches, name).
-
-    Args:
-        source: as find_sources returns. language: code that sentencex knows, as en.
-        sentence_per_line: the paragraphs are sentences already.
-    """
-    fingerprint, batches, name = source
-
-    def sentences():
-        for texts, documents in batches():
-            split = [[part for sentence in sentencex.segment(language, text) if (part := sentence.strip())]
-                     for text in texts.to_pylist()]
-            yield (pa.array(itertools.chain.from_iterable(split), pa.large_string()),
-                   np.repeat(documents, list(map(len, split))))
-
-    version = importlib.metadata.version("sentencex")  # another may find other sentences
-    return source if sentence_per_line else (f"{fingerprint} sentences {language} {version}", sentences, name)
-
-
-# Copied from utils.sources.write_texts
-def write_texts(batches, path):
-    """Write batches of (texts, documents) to an Arrow file. Returns counts: paragraphs, repeated, words, characters."""
-    schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
-    counts, hashes, aside = {"paragraphs": 0, "words": 0, "characters": 0}, [], f"{path}.{os.urandom(4).hex()}.tmp"
-    try:
-        with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
-                writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
-                strings = texts.to_pylist()
-                counts["paragraphs"] += len(strings)
-                counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
-                counts["characters"] += sum(map(len, strings))
-                hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
-    except BaseException:
-        os.unlink(aside)
-        raise
-    os.replace(aside, path)  # at once, as another run may be preparing the same text
-    return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
-
-
-# Copied from utils.sources.choose_parts
-def choose_parts(sources, percent, tasks, load_best_model_at_end):
-    """Say what each split of a run is made of: dict of split to (source, part), a part being (which, percent).
-
-    Where there are no validation data, so many percent of the training data are "drawn" for it, and training takes the
-    "rest"; else parts are "all".
-
-    Args:
-        sources: as find_sources returns. percent: --validation_split_percentage.
-        tasks: dict of "train", "validation" and "test" to whether the run does what needs it.
-
-    Raises:
-        InputError: something that the run is to do has no data.
-    """
-    parts = {split: (source, ("all", 0)) for split, source in sources.items()}
-    if "validation" not in sources and "train" in sources and percent:
-        parts["train"] = (sources["train"], ("rest", percent))
-        parts["validation"] = (sources["train"], ("drawn", percent))
-    if not tasks["train"]:
-        parts.pop("train", None)
-    if not (tasks["train"] or tasks["validation"]):
-        parts.pop("validation", None)
-    for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
-        if tasks[split] and split not in parts and not (tasks["train"] and split == "validation"):
-            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
-    if not parts:
-        raise InputError("there are no data to prepare: give --train_file, --validation_file or --dataset_name")
-    if load_best_model_at_end and "validation" not in parts:
-        raise InputError("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
-    return parts
-
-
-# Copied from utils.sources.write_json
-def write_json(path, value):
-    """Write a JSON file so that a reader, or a kill, never meets half of it."""
-    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
-    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-# Copied from utils.sources.tokenize_source
 def tokenize_source(source, tokenizer, *, num_proc, overwrite):
     """Turn the text of a source into token ids without special tokens, or find them in the cache, by content.
 
@@ -1874,14 +1673,9 @@ def tokenize_source(source, tokenizer, *, num_proc, overwrite):
     return tokens, counts
 
 
-# Copied from utils.tokenizing.tokenize_batch
-def tokenize_batch(table, tokenizer):
-    """Tokenize the column `text` of an Arrow table: lists of int32 over one flat array, in the column `ids`."""
-    ids, offsets = tokenizer(table["text"].to_pylist())
-    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids), "document": table["document"]})
+# ==== utils/models.py, whole (to change it, change it there; `make fix` copies it) ====
+# Models and tokenizers: loading them, and what they can take.
 
-
-# Copied from utils.models.load_pretrained
 def load_pretrained(load, flag, name, **settings):
     """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
     try:
@@ -1894,7 +1688,6 @@ def load_pretrained(load, flag, name, **settings):
         raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
 
 
-# Copied from utils.models.load_config_and_tokenizer
 def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_length, **hub):
     """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
     config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
@@ -1923,7 +1716,21 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
     return config, tokenizer
 
 
-# Copied from utils.models.load_model
+def edge_ids(tokenizer):
+    """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
+    return [tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
+            tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
+
+
+def longest_input(config, tokenizer):
+    """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
+    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
+    offset = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod")
+    if "roberta" in config.model_type or config.model_type in offset:  # their positions begin behind the padding id
+        longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
+    return longest
+
+
 def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code, new_head=False):
     """Load a model in float32, whatever it was stored in: (model, note), which says what of it starts at random.
 
@@ -1958,7 +1765,6 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
     return model, note
 
 
-# Copied from utils.models.checkpoint_gradients
 def checkpoint_gradients(model):
     """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
     if not model.supports_gradient_checkpointing:
@@ -1966,24 +1772,87 @@ def checkpoint_gradients(model):
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
-# Copied from utils.models.edge_ids
-def edge_ids(tokenizer):
-    """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
-    return [tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
-            tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
+# ==== utils/checkpoints.py, whole (to change it, change it there; `make fix` copies it) ====
+# Checkpoints that count only when they are whole.
+
+def write_json(path, value):
+    """Write a JSON file so that a reader, or a kill, never meets half of it."""
+    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
+    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+    os.replace(aside, path)
 
 
-# Copied from utils.models.longest_input
-def longest_input(config, tokenizer):
-    """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
-    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
-    offset = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod")
-    if "roberta" in config.model_type or config.model_type in offset:  # their positions begin behind the padding id
-        longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
-    return longest
+def write_manifest(folder):
+    """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last."""
+    files = {}
+    for path in sorted(Path(folder).iterdir()):
+        with open(path, "rb") as file:
+            files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    Path(folder, "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
 
 
-# Copied from utils.training.open_output
+def checkpoint_fault(folder):
+    """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
+    try:
+        files = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["files"]
+        files = {name: (expected["size"], expected["sha256"]) for name, expected in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json is missing or damaged ({error})"
+    for name, expected in files.items():
+        try:
+            with open(Path(folder, name), "rb") as file:
+                found = (os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            return f"{name} is missing or cannot be read ({error.strerror})"
+        if found[0] != expected[0]:
+            return f"{name} has {found[0]:,} bytes instead of {expected[0]:,}"
+        if found != expected:
+            return f"{name} is not what was written (its SHA-256 differs)"
+    return None
+
+
+def list_checkpoints(output_dir):
+    """List the folders named checkpoint-N in output_dir, oldest first, whether they are whole or not."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def remove_folder(folder):
+    """Remove a folder, if it is there, so that a kill halfway leaves nothing under its name."""
+    aside = folder.with_name(f"tmp-old-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_checkpoint(output_dir, step, write, limit, keep=None):
+    """Save checkpoint-{step}: write aside, add the manifest, rename, and only then let older ones go.
+
+    Args:
+        output_dir: folder of the run.
+        step: number of updates done.
+        write: function that writes the checkpoint's files into the empty folder that it is given.
+        limit: how many checkpoints stay, at least 1.
+        keep: name of one that stays whatever its age, such as the best, and counts; None for none.
+    """
+    folder, aside = Path(output_dir, f"checkpoint-{step}"), Path(output_dir, f"tmp-checkpoint-{step}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    write_manifest(aside)
+    remove_folder(folder)  # a damaged one of this name stands in the way of the rename
+    os.replace(aside, folder)
+    old = [path for path in list_checkpoints(output_dir)  # those without a manifest are not of this kind
+           if path != folder and path.name != keep and (path / "manifest.json").exists()]
+    kept = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
+    for path in old[: max(0, len(old) - max(0, kept))]:
+        remove_folder(path)
+
+
+# ==== utils/output.py, whole (to change it, change it there; `make fix` copies it) ====
+# The folder of a run: what may lie there, and what a run goes on from.
+
 def open_output(output_dir, training, resume, overwrite, say):
     """Make the output folder, or refuse one in use; find the checkpoint to go on from: (folder or None, state).
 
@@ -2035,7 +1904,93 @@ def open_output(output_dir, training, resume, overwrite, say):
     return checkpoint, state
 
 
-# Copied from utils.training.choose_device
+def check_resume(made_with, processes, state, checkpoint, output_dir):
+    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with.
+
+    Args:
+        made_with: dict of name to value of all that a resume would silently ignore or mix if it changed.
+    """
+    for name, value in made_with.items() if checkpoint else ():
+        if state["made_with"].get(name) != value:
+            before = state["made_with"].get(name)
+            batch = (f" Give --per_device_train_batch_size and --gradient_accumulation_steps that make {before} with "
+                     f"{processes.num_processes} processes." if name == "global batch" else "")
+            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
+                             "settings and global batch (processes x batch size x accumulation steps) that it began "
+                             f"with.{batch}")
+    state["made_with"] = made_with
+    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
+        raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
+                         "machines see; put --output_dir on a shared disk.")
+
+
+def cut_log(path, step):
+    """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
+    kept = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
+        # A kill can leave the last line half written, without its end.
+        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
+        if found and int(found[1]) <= step:
+            kept.append(line)
+    Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
+    os.replace(f"{path}.tmp", path)
+
+
+def clear_output(output_dir, step, overwrite):
+    """Clear the output folder of what the run replaces: later checkpoints, halves, the log from this update on."""
+    output_dir = Path(output_dir)
+    replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
+    left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
+    for folder in left + (replaced if overwrite or step else []):
+        remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
+    for name in ("model.safetensors", "all_results.json") if overwrite else ():
+        (output_dir / name).unlink(missing_ok=True)
+    cut_log(output_dir / "log.jsonl", step if step else -1)
+
+
+# ==== utils/devices.py, whole (to change it, change it there; `make fix` copies it) ====
+# Devices, precision, threads, and what the processes of a run tell each other.
+
+def pick_precision(wanted, launcher, device_type):
+    """Choose "bf16", "fp16" or "no" (float32).
+
+    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
+    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
+    """
+    if wanted != "auto":
+        return wanted
+    if launcher in ("bf16", "fp16"):
+        return launcher
+    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
+              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+              "xpu": torch.xpu.is_bf16_supported}
+    return "bf16" if native.get(device_type, bool)() else "no"
+
+
+def set_cpu_threads(wanted, local_processes):
+    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
+
+    `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
+    torch.set_num_threads(wanted or max(1, cores // local_processes))
+    return torch.get_num_threads()
+
+
+def keep_freed_memory():
+    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
+
+    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
+    except (OSError, AttributeError, TypeError):
+        pass
+
+
 def choose_device(mixed_precision, cpu_threads):
     """Choose what to run on, and set torch's threads: (whether on the CPU, precision, threads).
 
@@ -2058,7 +2013,51 @@ def choose_device(mixed_precision, cpu_threads):
     return on_cpu, precision, threads
 
 
-# Copied from utils.training.join_processes
+class Processes:
+    """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
+
+    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
+    """
+
+    def __init__(self, num_processes, rank, local_rank):
+        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
+        if num_processes > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+
+    def sum(self, *values):
+        """Add up numbers over all processes, in float64: a list of as many floats."""
+        totals = torch.tensor(values, dtype=torch.float64)
+        if self.group is not None:
+            torch.distributed.all_reduce(totals, group=self.group)
+        return totals.tolist()
+
+    def add(self, *arrays):
+        """Add up arrays of numbers over all processes, each in its place."""
+        for numbers in arrays if self.group is not None else ():
+            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
+
+    def main_first(self, function):
+        """Call function on the first process, then on the first of each machine, then on the others.
+
+        What one has cached, the next find. Where it raises InputError, that process says why and all end.
+        """
+        result = failure = None
+        for turn in range(3):
+            if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
+                try:
+                    result = function()
+                except InputError as error:
+                    failure = error
+                    failure.only_here = True
+            failures = self.sum(failure is not None)[0]
+            if failure:
+                raise failure
+            if failures:
+                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
+                sys.exit(2)
+        return result
+
+
 def join_processes(num_processes, rank, local_rank):
     """Make the Processes of a run. InputError where the launcher started more than train together."""
     if int(os.environ.get("WORLD_SIZE", 1)) != num_processes:
@@ -2067,30 +2066,32 @@ def join_processes(num_processes, rank, local_rank):
     return Processes(num_processes, rank, local_rank)
 
 
-# Copied from utils.training.start_processes
-def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_weights):
-    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work.
+# ==== utils/signals.py, whole (to change it, change it there; `make fix` copies it) ====
+# SIGTERM and Ctrl-C.
 
-    unused_weights: the model leaves some of its weights without a gradient. To look for them takes time.
-    """
-    on_cpu, precision, threads = choose_device(mixed_precision, cpu_threads)
-    accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision=precision, log_with=report_to or None,
-        project_config=ProjectConfiguration(output_dir, logging_dir=f"{output_dir}/runs"),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_weights)])
-    processes = join_processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
-    return accelerator, processes, threads
+class StopSignal:
+    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
+
+    def __enter__(self):
+        self.number, self.since = 0, 0.0
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def note(self, number, _frame):
+        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not a second one.
+        if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
+            raise KeyboardInterrupt
+        self.number, self.since = self.number or number, self.since or time.monotonic()
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
-# Copied from utils.training.describe_processes
-def describe_processes(accelerator, processes, threads, say):
-    """Say what the run runs on."""
-    plural = "es" if processes.num_processes > 1 else ""
-    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process{plural}, {threads} CPU threads "
-        f"each, {accelerator.mixed_precision.replace('no', 'float32')}")
+def ignore_interrupts(_worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
 
 
-# Copied from utils.training.end_stopped_run
 def end_stopped_run(accelerator, number, step, say):
     """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on. Status: 128 + number."""
     say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, give the same "
@@ -2099,28 +2100,9 @@ def end_stopped_run(accelerator, number, step, say):
     sys.exit(128 + number)
 
 
-# Copied from utils.training.check_resume
-def check_resume(made_with, processes, state, checkpoint, output_dir):
-    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with.
+# ==== utils/results.py, whole (to change it, change it there; `make fix` copies it) ====
+# What a run leaves behind: trackers, results, model and card.
 
-    Args:
-        made_with: dict of name to value of all that a resume would silently ignore or mix if it changed.
-    """
-    for name, value in made_with.items() if checkpoint else ():
-        if state["made_with"].get(name) != value:
-            before = state["made_with"].get(name)
-            batch = (f" Give --per_device_train_batch_size and --gradient_accumulation_steps that make {before} with "
-                     f"{processes.num_processes} processes." if name == "global batch" else "")
-            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
-                             "settings and global batch (processes x batch size x accumulation steps) that it began "
-                             f"with.{batch}")
-    state["made_with"] = made_with
-    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
-        raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
-                         "machines see; put --output_dir on a shared disk.")
-
-
-# Copied from utils.training.start_trackers
 def start_trackers(accelerator, project, settings, state):
     """Start the trackers of --report_to; where a run is resumed, go on with its own. settings: dict of all flags."""
     shown = {k: value if isinstance(value, int | float | str) else str(value) for k, value in settings.items()}
@@ -2136,7 +2118,6 @@ def start_trackers(accelerator, project, settings, state):
                          "login' or WANDB_MODE=offline.") from None
 
 
-# Copied from utils.training.claim_repository
 def claim_repository(hub_model_id, output_dir):
     """Make the repository that the model is to be pushed to: its full name. Before the training, in case it fails."""
     try:
@@ -2146,20 +2127,107 @@ def claim_repository(hub_model_id, output_dir):
                          "login', and give --hub_model_id NAME/MODEL.") from None
 
 
-# Copied from utils.training.clear_output
-def clear_output(output_dir, step, overwrite):
-    """Clear the output folder of what the run replaces: later checkpoints, halves, the log from this update on."""
-    output_dir = Path(output_dir)
-    replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
-    left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
-    for folder in left + (replaced if overwrite or step else []):
-        remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
-    cut_log(output_dir / "log.jsonl", step if step else -1)
+def score_rows(results):
+    """List (name, before, after) of the scores, as text."""
+    names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
+    values = [[results.get(f"initial_{name}"), results.get(name)] for name in names]
+    return [(name, *("-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+                     for value in pair)) for name, pair in zip(names, values, strict=True)]
 
 
-# Copied from utils.training.build_optimizer
+def write_model_card(output_dir, base, task, tag, data, results, settings, tables=()):
+    """Write README.md: what the model was made of, and its scores before and after.
+
+    Args:
+        base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
+        tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
+        settings: dict of all flags. tables: more lines to stand below the scores.
+    """
+    named = [] if os.path.exists(base) else [f"base_model: {base}"]
+    sizes = [f"| {split} | {examples:,} | {tokens:,} | {html.escape(name).replace('|', '&#124;')} |"
+             for split, (examples, tokens, name) in data.items()]
+    scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
+    chosen = {name: value for name, value in sorted(settings.items())
+              if not (value is None or value is False or value == [])}  # a 0 is a setting
+    lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
+             f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
+             "| data | examples | tokens | source |", "| --- | ---: | ---: | --- |", *sizes, "",
+             "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
+             "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
+             *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
+    Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def save_model(output_dir, model, tokenizer):
+    """Leave model and tokenizer in the output folder, file by file, so that a kill leaves no half of one."""
+    aside = Path(output_dir, "tmp-model")
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in aside.iterdir():
+        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
+        os.replace(path, Path(output_dir, path.name))
+    aside.rmdir()
+
+
+def write_results(output_dir, results, same_model, trained):
+    """Write all_results.json, beside the scores that stand there already if they are of the same model."""
+    path = Path(output_dir, "all_results.json")
+    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
+    # What was scored before the training may have been other data than these.
+    if not trained and any(name.startswith("eval_") for name in results):
+        older = {name: value for name, value in older.items() if not name.startswith("initial_")}
+    write_json(path, older | results)
+
+
+def upload(output_dir, repository):
+    """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
+    try:
+        print("Uploaded to", huggingface_hub.upload_folder(
+            repo_id=repository, folder_path=output_dir, ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
+    except Exception as error:  # network, rights, quota
+        raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {output_dir}; "
+                         f"upload it with: hf upload NAME/MODEL {output_dir}") from None
+
+
+def show_results(results, note, output_dir, say):
+    """Print the scores, before the training and after it, and where things are. note: what started at random."""
+    trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
+    width = max([20, *(len(name) + 2 for name, *_ in rows)])
+    for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
+        say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
+    if trained:
+        say(f"Before: {note}")
+    if results:
+        say(f"Results are in {Path(output_dir, 'all_results.json')}"
+            + (f", model and log in {output_dir}" if "step" in results else ""))
+
+
+# ==== utils/loop.py, whole (to change it, change it there; `make fix` copies it) ====
+# What stands around the updates of a loop.
+
+def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_weights):
+    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work.
+
+    unused_weights: the model leaves some of its weights without a gradient. To look for them takes time.
+    """
+    on_cpu, precision, threads = choose_device(mixed_precision, cpu_threads)
+    accelerator = Accelerator(
+        cpu=on_cpu, mixed_precision=precision, log_with=report_to or None,
+        project_config=ProjectConfiguration(output_dir, logging_dir=f"{output_dir}/runs"),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_weights)])
+    processes = join_processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
+    return accelerator, processes, threads
+
+
+def describe_processes(accelerator, processes, threads, say):
+    """Say what the run runs on."""
+    plural = "es" if processes.num_processes > 1 else ""
+    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process{plural}, {threads} CPU threads "
+        f"each, {accelerator.mixed_precision.replace('no', 'float32')}")
+
+
 def build_optimizer(model, learning_rate, weight_decay):
     """Fused AdamW that decays matrices alone: biases and the weights of normalisation have one dimension."""
     groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": weight_decay},
@@ -2167,7 +2235,6 @@ def build_optimizer(model, learning_rate, weight_decay):
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-# Copied from utils.training.TrainingRun
 class TrainingRun:
     """What stands around the updates: losses are logged, the model scored and saved, and all of it can be resumed.
 
@@ -2271,92 +2338,7 @@ class TrainingRun:
         return stop
 
 
-# Copied from utils.training.score_rows
-def score_rows(results):
-    """List (name, before, after) of the scores, as text."""
-    names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
-    values = [[results.get(f"initial_{name}"), results.get(name)] for name in names]
-    return [(name, *("-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
-                     for value in pair)) for name, pair in zip(names, values, strict=True)]
-
-
-# Copied from utils.training.write_model_card
-def write_model_card(output_dir, base, task, tag, data, results, settings, tables=()):
-    """Write README.md: what the model was made of, and its scores before and after.
-
-    Args:
-        base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
-        tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
-        settings: dict of all flags. tables: more lines to stand below the scores.
-    """
-    named = [] if os.path.exists(base) else [f"base_model: {base}"]
-    sizes = [f"| {split} | {examples:,} | {tokens:,} | {html.escape(name).replace('|', '&#124;')} |"
-             for split, (examples, tokens, name) in data.items()]
-    scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
-    chosen = {name: value for name, value in sorted(settings.items())
-              if not (value is None or value is False or value == [])}  # a 0 is a setting
-    lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
-             f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
-             "| data | examples | tokens | source |", "| --- | ---: | ---: | --- |", *sizes, "",
-             "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
-             "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
-             *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
-    Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-# Copied from utils.training.save_model
-def save_model(output_dir, model, tokenizer):
-    """Leave model and tokenizer in the output folder, file by file, so that a kill leaves no half of one."""
-    aside = Path(output_dir, "tmp-model")
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in aside.iterdir():
-        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
-        os.replace(path, Path(output_dir, path.name))
-    aside.rmdir()
-
-
-# Copied from utils.training.write_results
-def write_results(output_dir, results, same_model, trained):
-    """Write all_results.json, beside the scores that stand there already if they are of the same model."""
-    path = Path(output_dir, "all_results.json")
-    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    # What was scored before the training may have been other data than these.
-    if not trained and any(name.startswith("eval_") for name in results):
-        older = {name: value for name, value in older.items() if not name.startswith("initial_")}
-    write_json(path, older | results)
-
-
-# Copied from utils.training.upload
-def upload(output_dir, repository):
-    """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
-    try:
-        print("Uploaded to", huggingface_hub.upload_folder(
-            repo_id=repository, folder_path=output_dir, ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
-    except Exception as error:  # network, rights, quota
-        raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {output_dir}; "
-                         f"upload it with: hf upload NAME/MODEL {output_dir}") from None
-
-
-# Copied from utils.training.show_results
-def show_results(results, note, output_dir, say):
-    """Print the scores, before the training and after it, and where things are. note: what started at random."""
-    trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
-    width = max([20, *(len(name) + 2 for name, *_ in rows)])
-    for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
-        say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
-    if trained:
-        say(f"Before: {note}")
-    if results:
-        say(f"Results are in {Path(output_dir, 'all_results.json')}"
-            + (f", model and log in {output_dir}" if "step" in results else ""))
-
-
-# Copied from utils.running.ignore_interrupts
-def ignore_interrupts(_worker):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
+# ==== run_pretraining.py ====
 
 
 if __name__ == "__main__":

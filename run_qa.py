@@ -276,6 +276,142 @@ def choose_tasks(args, parser):
     args.run_name = args.run_name or args.output_dir
 
 
+# ---------------------------------------------------------------- reading questions
+
+
+def read_answers(row, context, place):
+    """Read the reference answers of a question: a list of (text, start), start counted in characters of the context.
+
+    Under `answers` stands a list of objects of text and answer_start, or one object with a list of each, as in the
+    data sets of the Hub. The list is empty where the question has no answer, and None where nothing is said of any.
+
+    Raises:
+        InputError: it is none of these, or an answer does not stand in the context where it is said to.
+    """
+    found, impossible = row.get("answers"), row.get("is_impossible")
+    if impossible not in (None, True, False):
+        raise InputError(f"{place}: expected true or false under 'is_impossible', found {str(impossible)[:40]!r}")
+    if found is None:
+        return [] if impossible else None
+    shown = str(found)[:60]
+    if isinstance(found, dict) and isinstance(texts := found.get("text"), list):
+        starts = found.get("answer_start")
+        found = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)] if (
+            isinstance(starts, list) and len(starts) == len(texts)) else None
+    elif isinstance(found, dict):
+        found = [found]
+    if not isinstance(found, list) or not all(
+            isinstance(answer, dict) and isinstance(answer.get("text"), str) and type(answer.get("answer_start")) is int
+            for answer in found):
+        raise InputError(f"{place}: expected answers as [{{\"text\": …, \"answer_start\": 12}}], or as {{\"text\": [], "
+                         f"\"answer_start\": []}} with as many numbers as texts, found {shown}")
+    answers = [(answer["text"], answer["answer_start"]) for answer in found]
+    if impossible and answers:
+        raise InputError(f"{place}: is_impossible is true, but there is an answer, {answers[0][0][:40]!r}. Take one of "
+                         "the two out.")
+    for text, start in answers:
+        if not text.strip():
+            raise InputError(f"{place}: an answer is empty. Expected text; a question that has no answer has the empty "
+                             "list.")
+        if not 0 <= start < len(context):
+            raise InputError(f"{place}: the answer {text[:40]!r} is said to begin at character {start}, but its "
+                             f"context has {len(context)}. Expected an answer_start from 0 to {len(context) - 1}.")
+        there = context[start : start + len(text)]
+        if there != text:
+            at = context.find(text)
+            where = f"It stands at {at}" if at >= 0 else "It does not stand anywhere in it"
+            raise InputError(f"{place}: the answer {text[:40]!r} is said to begin at character {start} of its context, "
+                             f"where {there[:40]!r} stands. {where}; correct answer_start, which counts characters, "
+                             "not bytes, or the text.")
+    return answers
+
+
+def read_question(row, context, place):
+    """Read a question: dict of place, id (str; None where it has none), question, context, and answers as read_answers.
+
+    Args:
+        row: dict of id, question and answers. context: its text.
+
+    Raises:
+        InputError: something is missing, empty or of another kind, or an answer is at fault.
+    """
+    name = row.get("id")
+    if name is not None and type(name) not in (str, int):
+        raise InputError(f"{place}: expected an id that is text or a whole number, found {str(name)[:40]!r}")
+    place += f" (id {name})" if name is not None else ""
+    if re.search("[\ud800-\udfff]", str(name)):
+        raise InputError(f"{place}: the id {name!r} holds half a character (a lone surrogate). Expected Unicode text.")
+    for what, text in (("question", row.get("question")), ("context", context)):
+        if not isinstance(text, str):
+            names = ", ".join(row) or "nothing"
+            found = f"found {str(text)[:40]!r}" if text is not None or what in row else f"there is none beside {names}"
+            raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs question and context, "
+                             "which in SQuAD's layout its paragraph has.")
+        if not text.strip():
+            raise InputError(f"{place}: the {what} is empty. Expected text; take the question out of the data.")
+        if re.search("[\ud800-\udfff]", text):
+            raise InputError(f"{place}: the {what} holds half a character (a lone surrogate, such as a cut-off emoji "
+                             "leaves). Expected Unicode text; take it out of the file.")
+    return {"place": place, "id": None if name is None else str(name), "question": row["question"], "context": context,
+            "answers": read_answers(row, context, place)}
+
+
+def list_objects(owner, name, place):
+    """Take a list of objects out of one. InputError where something else stands there."""
+    found = owner.get(name)
+    if not isinstance(found, list) or not all(isinstance(part, dict) for part in found):
+        raise InputError(f"{place}: expected a list of objects under {name!r}, found "
+                         f"{json.dumps(found, ensure_ascii=False)[:40]}. SQuAD has data, paragraphs, qas.")
+    return found
+
+
+def list_questions(entry, place):
+    """List the questions of an entry of a file, (place, row, context): those of an article, or a row that is one.
+
+    InputError where paragraphs or qas are not lists of objects.
+    """
+    if "paragraphs" not in entry:
+        return [(place, entry, entry.get("context"))]
+    found = []
+    for n, paragraph in enumerate(list_objects(entry, "paragraphs", place), 1):
+        where = f"{place}, paragraph {n}"
+        found += [(f"{where}, question {m}", row, paragraph.get("context"))
+                  for m, row in enumerate(list_objects(paragraph, "qas", where), 1)]
+    return found
+
+
+def read_entries(entries, stem, on_fault, counts=None):
+    """Read questions out of (place, entry) as list_questions takes them: yields dicts as read_question makes them.
+
+    A question without an id is named by stem and its number. on_fault is called with place and InputError of each
+    question that is at fault. counts: how many were read under each stem, which several files can have; counted on.
+    """
+    counts = {} if counts is None else counts
+    for place, entry in entries:
+        try:
+            questions = list_questions(entry, place)
+        except InputError as fault:
+            on_fault(place, fault)
+            continue
+        for where, row, context in questions:
+            counts[stem] = counts.get(stem, 0) + 1
+            try:
+                question = read_question(row, context, where)
+            except InputError as fault:
+                on_fault(where, fault)
+            else:
+                yield question | {"id": f"{stem}-{counts[stem]}" if question["id"] is None else question["id"]}
+
+
+def read_questions(path, on_fault, counts=None):
+    """Read the questions of a file, with answers or without, as read_entries yields them.
+
+    The file is JSON in SQuAD's layout (data, paragraphs, qas), or has rows of id, question, context and answers, as a
+    list in .json or a row a line in .jsonl; all also as .gz.
+    """
+    return read_entries(read_json(path, on_fault), os.path.basename(path).split(".")[0], on_fault, counts)
+
+
 # ---------------------------------------------------------------- data
 
 
@@ -1426,17 +1562,126 @@ def main(argv=None):
     accelerator.end_training()
 
 
-# ---------------------------------------------------------------- copies of what the scripts share
+# ---------------------------------------------------------------- sections that scripts share: plumbing
 
 
-# Copied from utils.reading.InputError
+# ==== utils/errors.py, whole (to change it, change it there; `make fix` copies it) ====
+# Mistakes of the user: one message, and exit status 2.
+
 class InputError(ValueError):
     """A mistake in what the user gave. Its message is all they are shown; the exit status is 2."""
 
     only_here = False  # True where the other processes of the run know that this one has something to say
 
 
-# Copied from utils.reading.find_files
+def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
+    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
+
+    accumulation_steps: None where the run does not train.
+    """
+    said = f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass."
+    if accumulation_steps is None:
+        return InputError(f"{said} The same scores in less: --per_device_eval_batch_size {max(1, batch_size // 2)}; a "
+                          "smaller --max_seq_length helps, too.")
+    parts = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), 1)  # into which the batch divides
+    same = (f" The same result in less: --per_device_train_batch_size {batch_size // parts} "
+            f"--gradient_accumulation_steps {accumulation_steps * parts}." if parts > 1 else "")
+    return InputError(f"{said}{same} --gradient_checkpointing and a smaller --max_seq_length help, too.")
+
+
+def run_main(main):
+    """Call main; a mistake of the user's ends it with one message on stderr and exit status 2.
+
+    Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
+    try:
+        main()
+    except (InputError, KeyboardInterrupt) as error:
+        if rank and not getattr(error, "only_here", False):
+            time.sleep(10)
+        status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
+        if isinstance(error, InputError):
+            status, message = 2, f"error: {error}"
+        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
+        if torch.distributed.is_initialized():  # to take it down while others wait in it can abort, and lose the status
+            sys.stdout.flush()
+            os._exit(status)
+        sys.exit(status)
+
+
+# ==== utils/arguments.py, whole (to change it, change it there; `make fix` copies it) ====
+# Command lines: what argparse does not do by itself.
+
+class ArgumentParser(argparse.ArgumentParser):
+    def error(self, message):  # argparse would print its usage, once for each process
+        raise InputError(f"{message}; see --help")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):  # says what the default is, where there is one
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def read_config(path, flags):
+    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
+
+    Args:
+        path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
+        flags: names of the flags that may stand there, without the dashes.
+
+    Returns:
+        list of strings to stand before the arguments that the user typed, so that those win.
+
+    Raises:
+        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
+    """
+    try:
+        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
+    arguments = []
+    for key, value in settings.items():
+        if key not in flags:
+            raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
+        if isinstance(value, dict):
+            value = ",".join(f"{name}={part}" for name, part in value.items())
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
+        if value not in ("", "null", "~"):
+            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
+    return arguments
+
+
+def parse_with_config(parser, argv=None):
+    """Parse a command line, and before it the flags of the YAML file that --config names.
+
+    Args:
+        parser: an ArgumentParser with a flag --config.
+        argv: arguments; None takes those of the process.
+
+    Raises:
+        InputError: an argument that the parser does not know, with one like it, or a fault in the file.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
+    only_config.add_argument("--config")
+    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
+    config = only_config.parse_known_args(argv)[0].config
+    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
+        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
+    return args
+
+
+# ==== utils/reading.py, whole (to change it, change it there; `make fix` copies it) ====
+# Files of the user, and their lines and objects, each with its place.
+
 def find_files(patterns, flag):
     """Expand paths and globs to a list of files, sorted within a glob. InputError where there is none, or a folder."""
     files = []
@@ -1451,7 +1696,6 @@ def find_files(patterns, flag):
     return files
 
 
-# Copied from utils.reading.read_chunks
 def read_chunks(path):
     """Read a UTF-8 file, also .gz, in pieces of whole lines: yields (number of the first line, from 1, and the bytes).
 
@@ -1472,14 +1716,12 @@ def read_chunks(path):
         raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
 
 
-# Copied from utils.reading.read_lines
 def read_lines(path):
     """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines without end)."""
     for number, raw in read_chunks(path):
         yield number, [line.removesuffix("\r") for line in raw.removesuffix(b"\n").decode("utf-8").split("\n")]
 
 
-# Copied from utils.reading.read_json
 def read_json(path, on_fault=None):
     """Read .jsonl, or .json that is a list, an object with a list under `data`, or lines: yields (place, object).
 
@@ -1520,181 +1762,9 @@ def read_json(path, on_fault=None):
         on_fault(place, fault)
 
 
-# Copied from utils.squad.read_answers
-def read_answers(row, context, place):
-    """Read the reference answers of a question: a list of (text, start), start counted in characters of the context.
+# ==== utils/splits.py, whole (to change it, change it there; `make fix` copies it) ====
+# Data sets of the Hub, and what each split of a run is made of.
 
-    Under `answers` stands a list of objects of text and answer_start, or one object with a list of each, as in the
-    data sets of the Hub. The list is empty where the question has no answer, and None where nothing is said of any.
-
-    Raises:
-        InputError: it is none of these, or an answer does not stand in the context where it is said to.
-    """
-    found, impossible = row.get("answers"), row.get("is_impossible")
-    if impossible not in (None, True, False):
-        raise InputError(f"{place}: expected true or false under 'is_impossible', found {str(impossible)[:40]!r}")
-    if found is None:
-        return [] if impossible else None
-    shown = str(found)[:60]
-    if isinstance(found, dict) and isinstance(texts := found.get("text"), list):
-        starts = found.get("answer_start")
-        found = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)] if (
-            isinstance(starts, list) and len(starts) == len(texts)) else None
-    elif isinstance(found, dict):
-        found = [found]
-    if not isinstance(found, list) or not all(
-            isinstance(answer, dict) and isinstance(answer.get("text"), str) and type(answer.get("answer_start")) is int
-            for answer in found):
-        raise InputError(f"{place}: expected answers as [{{\"text\": …, \"answer_start\": 12}}], or as {{\"text\": [], "
-                         f"\"answer_start\": []}} with as many numbers as texts, found {shown}")
-    answers = [(answer["text"], answer["answer_start"]) for answer in found]
-    if impossible and answers:
-        raise InputError(f"{place}: is_impossible is true, but there is an answer, {answers[0][0][:40]!r}. Take one of "
-                         "the two out.")
-    for text, start in answers:
-        if not text.strip():
-            raise InputError(f"{place}: an answer is empty. Expected text; a question that has no answer has the empty "
-                             "list.")
-        if not 0 <= start < len(context):
-            raise InputError(f"{place}: the answer {text[:40]!r} is said to begin at character {start}, but its "
-                             f"context has {len(context)}. Expected an answer_start from 0 to {len(context) - 1}.")
-        there = context[start : start + len(text)]
-        if there != text:
-            at = context.find(text)
-            where = f"It stands at {at}" if at >= 0 else "It does not stand anywhere in it"
-            raise InputError(f"{place}: the answer {text[:40]!r} is said to begin at character {start} of its context, "
-                             f"where {there[:40]!r} stands. {where}; correct answer_start, which counts characters, "
-                             "not bytes, or the text.")
-    return answers
-
-
-# Copied from utils.squad.read_question
-def read_question(row, context, place):
-    """Read a question: dict of place, id (str; None where it has none), question, context, and answers as read_answers.
-
-    Args:
-        row: dict of id, question and answers. context: its text.
-
-    Raises:
-        InputError: something is missing, empty or of another kind, or an answer is at fault.
-    """
-    name = row.get("id")
-    if name is not None and type(name) not in (str, int):
-        raise InputError(f"{place}: expected an id that is text or a whole number, found {str(name)[:40]!r}")
-    place += f" (id {name})" if name is not None else ""
-    if re.search("[\ud800-\udfff]", str(name)):
-        raise InputError(f"{place}: the id {name!r} holds half a character (a lone surrogate). Expected Unicode text.")
-    for what, text in (("question", row.get("question")), ("context", context)):
-        if not isinstance(text, str):
-            names = ", ".join(row) or "nothing"
-            found = f"found {str(text)[:40]!r}" if text is not None or what in row else f"there is none beside {names}"
-            raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs question and context, "
-                             "which in SQuAD's layout its paragraph has.")
-        if not text.strip():
-            raise InputError(f"{place}: the {what} is empty. Expected text; take the question out of the data.")
-        if re.search("[\ud800-\udfff]", text):
-            raise InputError(f"{place}: the {what} holds half a character (a lone surrogate, such as a cut-off emoji "
-                             "leaves). Expected Unicode text; take it out of the file.")
-    return {"place": place, "id": None if name is None else str(name), "question": row["question"], "context": context,
-            "answers": read_answers(row, context, place)}
-
-
-# Copied from utils.squad.list_objects
-def list_objects(owner, name, place):
-    """Take a list of objects out of one. InputError where something else stands there."""
-    found = owner.get(name)
-    if not isinstance(found, list) or not all(isinstance(part, dict) for part in found):
-        raise InputError(f"{place}: expected a list of objects under {name!r}, found "
-                         f"{json.dumps(found, ensure_ascii=False)[:40]}. SQuAD has data, paragraphs, qas.")
-    return found
-
-
-# Copied from utils.squad.list_questions
-def list_questions(entry, place):
-    """List the questions of an entry of a file, (place, row, context): those of an article, or a row that is one.
-
-    InputError where paragraphs or qas are not lists of objects.
-    """
-    if "paragraphs" not in entry:
-        return [(place, entry, entry.get("context"))]
-    found = []
-    for n, paragraph in enumerate(list_objects(entry, "paragraphs", place), 1):
-        where = f"{place}, paragraph {n}"
-        found += [(f"{where}, question {m}", row, paragraph.get("context"))
-                  for m, row in enumerate(list_objects(paragraph, "qas", where), 1)]
-    return found
-
-
-# Copied from utils.squad.read_entries
-def read_entries(entries, stem, on_fault, counts=None):
-    """Read questions out of (place, entry) as list_questions takes them: yields dicts as read_question makes them.
-
-    A question without an id is named by stem and its number. on_fault is called with place and InputError of each
-    question that is at fault. counts: how many were read under each stem, which several files can have; counted on.
-    """
-    counts = {} if counts is None else counts
-    for place, entry in entries:
-        try:
-            questions = list_questions(entry, place)
-        except InputError as fault:
-            on_fault(place, fault)
-            continue
-        for where, row, context in questions:
-            counts[stem] = counts.get(stem, 0) + 1
-            try:
-                question = read_question(row, context, where)
-            except InputError as fault:
-                on_fault(where, fault)
-            else:
-                yield question | {"id": f"{stem}-{counts[stem]}" if question["id"] is None else question["id"]}
-
-
-# Copied from utils.squad.read_questions
-def read_questions(path, on_fault, counts=None):
-    """Read the questions of a file, with answers or without, as read_entries yields them.
-
-    The file is JSON in SQuAD's layout (data, paragraphs, qas), or has rows of id, question, context and answers, as a
-    list in .json or a row a line in .jsonl; all also as .gz.
-    """
-    return read_entries(read_json(path, on_fault), os.path.basename(path).split(".")[0], on_fault, counts)
-
-
-# Copied from utils.arguments.ArgumentParser
-class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message):  # argparse would print its usage, once for each process
-        raise InputError(f"{message}; see --help")
-
-
-# Copied from utils.arguments.HelpFormatter
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):  # says what the default is, where there is one
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-# Copied from utils.arguments.parse_with_config
-def parse_with_config(parser, argv=None):
-    """Parse a command line, and before it the flags of the YAML file that --config names.
-
-    Args:
-        parser: an ArgumentParser with a flag --config.
-        argv: arguments; None takes those of the process.
-
-    Raises:
-        InputError: an argument that the parser does not know, with one like it, or a fault in the file.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
-    only_config.add_argument("--config")
-    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
-    config = only_config.parse_known_args(argv)[0].config
-    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
-        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
-    return args
-
-
-# Copied from utils.sources.load_splits
 def load_splits(dataset_name, dataset_config_name):
     """Load a data set of the Hub, or of a folder: dict of split to Dataset. InputError where that fails."""
     try:
@@ -1707,7 +1777,6 @@ def load_splits(dataset_name, dataset_config_name):
                          f"{datasets.config.HF_DATASETS_CACHE}") from None
 
 
-# Copied from utils.sources.choose_parts
 def choose_parts(sources, percent, tasks, load_best_model_at_end):
     """Say what each split of a run is made of: dict of split to (source, part), a part being (which, percent).
 
@@ -1739,15 +1808,9 @@ def choose_parts(sources, percent, tasks, load_best_model_at_end):
     return parts
 
 
-# Copied from utils.sources.write_json
-def write_json(path, value):
-    """Write a JSON file so that a reader, or a kill, never meets half of it."""
-    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
-    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+# ==== utils/models.py, whole (to change it, change it there; `make fix` copies it) ====
+# Models and tokenizers: loading them, and what they can take.
 
-
-# Copied from utils.models.load_pretrained
 def load_pretrained(load, flag, name, **settings):
     """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
     try:
@@ -1760,7 +1823,6 @@ def load_pretrained(load, flag, name, **settings):
         raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
 
 
-# Copied from utils.models.load_config_and_tokenizer
 def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_length, **hub):
     """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
     config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
@@ -1789,14 +1851,12 @@ def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_l
     return config, tokenizer
 
 
-# Copied from utils.models.edge_ids
 def edge_ids(tokenizer):
     """Ids that begin and end an example: [CLS] and [SEP], or what stands for them."""
     return [tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
             tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
 
 
-# Copied from utils.models.longest_input
 def longest_input(config, tokenizer):
     """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
     longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
@@ -1806,7 +1866,6 @@ def longest_input(config, tokenizer):
     return longest
 
 
-# Copied from utils.models.load_model
 def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code, new_head=False):
     """Load a model in float32, whatever it was stored in: (model, note), which says what of it starts at random.
 
@@ -1841,7 +1900,16 @@ def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, 
     return model, note
 
 
-# Copied from utils.models.QuickDropout
+def checkpoint_gradients(model):
+    """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+# ==== utils/dropout.py, whole (to change it, change it there; `make fix` copies it) ====
+# Dropout that is quick on a CPU.
+
 class QuickDropout(torch.nn.Dropout):
     """Dropout that takes four decisions out of each random number: on a CPU, to draw them takes a tenth of an update.
 
@@ -1857,7 +1925,6 @@ class QuickDropout(torch.nn.Dropout):
         return inputs * kept.to(inputs.dtype).mul_(65536 / (65536 - level))
 
 
-# Copied from utils.models.quicken_dropout
 def quicken_dropout(model, on_cpu):
     """Have all modules of a model that drop out do so by QuickDropout, and its attention take the way that suits it."""
     if on_cpu:  # with dropout, torch's fused attention falls back to what the plain one does, and more
@@ -1867,15 +1934,17 @@ def quicken_dropout(model, on_cpu):
             module.__class__ = QuickDropout
 
 
-# Copied from utils.models.checkpoint_gradients
-def checkpoint_gradients(model):
-    """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
-    if not model.supports_gradient_checkpointing:
-        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+# ==== utils/batches.py, whole (to change it, change it there; `make fix` copies it) ====
+# Which examples a batch holds, and how rows of different length stand in it.
+
+def pad(rows, value):
+    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
+    padded = np.full((len(rows), max(map(len, rows))), value)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
-# Copied from utils.sampling.GlobalBatchSampler
 class GlobalBatchSampler(Sampler):
     """Micro-batches of one process, such that update k sees the same examples on any number of processes.
 
@@ -1943,7 +2012,9 @@ class GlobalBatchSampler(Sampler):
         return sum(map(self.examples_in, range(epoch))) + done * self.global_batch
 
 
-# Copied from utils.sampling.SimilarLengthSampler
+# ==== utils/similar_lengths.py, whole (to change it, change it there; `make fix` copies it) ====
+# Batches of similar length.
+
 class SimilarLengthSampler(GlobalBatchSampler):
     """A GlobalBatchSampler that puts examples of similar length into a global batch, so that little of it is padding.
 
@@ -1977,16 +2048,16 @@ class SimilarLengthSampler(GlobalBatchSampler):
         return 1 - int(self.lengths.sum()) / padded
 
 
-# Copied from utils.collators.pad
-def pad(rows, value):
-    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
-    padded = np.full((len(rows), max(map(len, rows))), value)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return torch.from_numpy(padded)
+# ==== utils/checkpoints.py, whole (to change it, change it there; `make fix` copies it) ====
+# Checkpoints that count only when they are whole.
+
+def write_json(path, value):
+    """Write a JSON file so that a reader, or a kill, never meets half of it."""
+    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
+    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+    os.replace(aside, path)
 
 
-# Copied from utils.checkpoints.write_manifest
 def write_manifest(folder):
     """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last."""
     files = {}
@@ -1996,7 +2067,6 @@ def write_manifest(folder):
     Path(folder, "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
 
 
-# Copied from utils.checkpoints.checkpoint_fault
 def checkpoint_fault(folder):
     """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
@@ -2017,14 +2087,12 @@ def checkpoint_fault(folder):
     return None
 
 
-# Copied from utils.checkpoints.list_checkpoints
 def list_checkpoints(output_dir):
     """List the folders named checkpoint-N in output_dir, oldest first, whether they are whole or not."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-# Copied from utils.checkpoints.remove_folder
 def remove_folder(folder):
     """Remove a folder, if it is there, so that a kill halfway leaves nothing under its name."""
     aside = folder.with_name(f"tmp-old-{folder.name}")
@@ -2034,7 +2102,6 @@ def remove_folder(folder):
         shutil.rmtree(aside, ignore_errors=True)
 
 
-# Copied from utils.checkpoints.save_checkpoint
 def save_checkpoint(output_dir, step, write, limit, keep=None):
     """Save checkpoint-{step}: write aside, add the manifest, rename, and only then let older ones go.
 
@@ -2059,207 +2126,9 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
         remove_folder(path)
 
 
-# Copied from utils.running.read_config
-def read_config(path, flags):
-    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
+# ==== utils/output.py, whole (to change it, change it there; `make fix` copies it) ====
+# The folder of a run: what may lie there, and what a run goes on from.
 
-    Args:
-        path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
-        flags: names of the flags that may stand there, without the dashes.
-
-    Returns:
-        list of strings to stand before the arguments that the user typed, so that those win.
-
-    Raises:
-        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
-    """
-    try:
-        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
-    arguments = []
-    for key, value in settings.items():
-        if key not in flags:
-            raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
-        if isinstance(value, dict):
-            value = ",".join(f"{name}={part}" for name, part in value.items())
-        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
-            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
-        if value not in ("", "null", "~"):
-            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
-    return arguments
-
-
-# Copied from utils.running.pick_precision
-def pick_precision(wanted, launcher, device_type):
-    """Choose "bf16", "fp16" or "no" (float32).
-
-    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
-    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
-    """
-    if wanted != "auto":
-        return wanted
-    if launcher in ("bf16", "fp16"):
-        return launcher
-    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
-              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-              "xpu": torch.xpu.is_bf16_supported}
-    return "bf16" if native.get(device_type, bool)() else "no"
-
-
-# Copied from utils.running.set_cpu_threads
-def set_cpu_threads(wanted, local_processes):
-    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
-
-    `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
-    torch.set_num_threads(wanted or max(1, cores // local_processes))
-    return torch.get_num_threads()
-
-
-# Copied from utils.running.keep_freed_memory
-def keep_freed_memory():
-    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
-
-    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
-    """
-    try:
-        library = ctypes.CDLL(None)
-        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
-    except (OSError, AttributeError, TypeError):
-        pass
-
-
-# Copied from utils.running.Processes
-class Processes:
-    """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
-
-    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
-    """
-
-    def __init__(self, num_processes, rank, local_rank):
-        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
-        if num_processes > 1:
-            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-
-    def sum(self, *values):
-        """Add up numbers over all processes, in float64: a list of as many floats."""
-        totals = torch.tensor(values, dtype=torch.float64)
-        if self.group is not None:
-            torch.distributed.all_reduce(totals, group=self.group)
-        return totals.tolist()
-
-    def add(self, *arrays):
-        """Add up arrays of numbers over all processes, each in its place."""
-        for numbers in arrays if self.group is not None else ():
-            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
-
-    def main_first(self, function):
-        """Call function on the first process, then on the first of each machine, then on the others.
-
-        What one has cached, the next find. Where it raises InputError, that process says why and all end.
-        """
-        result = failure = None
-        for turn in range(3):
-            if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
-                try:
-                    result = function()
-                except InputError as error:
-                    failure = error
-                    failure.only_here = True
-            failures = self.sum(failure is not None)[0]
-            if failure:
-                raise failure
-            if failures:
-                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
-                sys.exit(2)
-        return result
-
-
-# Copied from utils.running.out_of_memory
-def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
-    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
-
-    accumulation_steps: None where the run does not train.
-    """
-    said = f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass."
-    if accumulation_steps is None:
-        return InputError(f"{said} The same scores in less: --per_device_eval_batch_size {max(1, batch_size // 2)}; a "
-                          "smaller --max_seq_length helps, too.")
-    parts = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), 1)  # into which the batch divides
-    same = (f" The same result in less: --per_device_train_batch_size {batch_size // parts} "
-            f"--gradient_accumulation_steps {accumulation_steps * parts}." if parts > 1 else "")
-    return InputError(f"{said}{same} --gradient_checkpointing and a smaller --max_seq_length help, too.")
-
-
-# Copied from utils.running.StopSignal
-class StopSignal:
-    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
-
-    def __enter__(self):
-        self.number, self.since = 0, 0.0
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def note(self, number, _frame):
-        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not a second one.
-        if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
-            raise KeyboardInterrupt
-        self.number, self.since = self.number or number, self.since or time.monotonic()
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-# Copied from utils.running.ignore_interrupts
-def ignore_interrupts(_worker):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
-
-
-# Copied from utils.running.cut_log
-def cut_log(path, step):
-    """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
-    kept = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
-        # A kill can leave the last line half written, without its end.
-        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
-        if found and int(found[1]) <= step:
-            kept.append(line)
-    Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
-    os.replace(f"{path}.tmp", path)
-
-
-# Copied from utils.running.run_main
-def run_main(main):
-    """Call main; a mistake of the user's ends it with one message on stderr and exit status 2.
-
-    Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
-    """
-    rank = int(os.environ.get("RANK", 0))
-    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
-    try:
-        main()
-    except (InputError, KeyboardInterrupt) as error:
-        if rank and not getattr(error, "only_here", False):
-            time.sleep(10)
-        status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
-        if isinstance(error, InputError):
-            status, message = 2, f"error: {error}"
-        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
-        if torch.distributed.is_initialized():  # to take it down while others wait in it can abort, and lose the status
-            sys.stdout.flush()
-            os._exit(status)
-        sys.exit(status)
-
-
-# Copied from utils.training.open_output
 def open_output(output_dir, training, resume, overwrite, say):
     """Make the output folder, or refuse one in use; find the checkpoint to go on from: (folder or None, state).
 
@@ -2311,7 +2180,93 @@ def open_output(output_dir, training, resume, overwrite, say):
     return checkpoint, state
 
 
-# Copied from utils.training.choose_device
+def check_resume(made_with, processes, state, checkpoint, output_dir):
+    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with.
+
+    Args:
+        made_with: dict of name to value of all that a resume would silently ignore or mix if it changed.
+    """
+    for name, value in made_with.items() if checkpoint else ():
+        if state["made_with"].get(name) != value:
+            before = state["made_with"].get(name)
+            batch = (f" Give --per_device_train_batch_size and --gradient_accumulation_steps that make {before} with "
+                     f"{processes.num_processes} processes." if name == "global batch" else "")
+            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
+                             "settings and global batch (processes x batch size x accumulation steps) that it began "
+                             f"with.{batch}")
+    state["made_with"] = made_with
+    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
+        raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
+                         "machines see; put --output_dir on a shared disk.")
+
+
+def cut_log(path, step):
+    """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
+    kept = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
+        # A kill can leave the last line half written, without its end.
+        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
+        if found and int(found[1]) <= step:
+            kept.append(line)
+    Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
+    os.replace(f"{path}.tmp", path)
+
+
+def clear_output(output_dir, step, overwrite):
+    """Clear the output folder of what the run replaces: later checkpoints, halves, the log from this update on."""
+    output_dir = Path(output_dir)
+    replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
+    left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
+    for folder in left + (replaced if overwrite or step else []):
+        remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
+    for name in ("model.safetensors", "all_results.json") if overwrite else ():
+        (output_dir / name).unlink(missing_ok=True)
+    cut_log(output_dir / "log.jsonl", step if step else -1)
+
+
+# ==== utils/devices.py, whole (to change it, change it there; `make fix` copies it) ====
+# Devices, precision, threads, and what the processes of a run tell each other.
+
+def pick_precision(wanted, launcher, device_type):
+    """Choose "bf16", "fp16" or "no" (float32).
+
+    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
+    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
+    """
+    if wanted != "auto":
+        return wanted
+    if launcher in ("bf16", "fp16"):
+        return launcher
+    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
+              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+              "xpu": torch.xpu.is_bf16_supported}
+    return "bf16" if native.get(device_type, bool)() else "no"
+
+
+def set_cpu_threads(wanted, local_processes):
+    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
+
+    `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
+    torch.set_num_threads(wanted or max(1, cores // local_processes))
+    return torch.get_num_threads()
+
+
+def keep_freed_memory():
+    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
+
+    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
+    except (OSError, AttributeError, TypeError):
+        pass
+
+
 def choose_device(mixed_precision, cpu_threads):
     """Choose what to run on, and set torch's threads: (whether on the CPU, precision, threads).
 
@@ -2334,7 +2289,51 @@ def choose_device(mixed_precision, cpu_threads):
     return on_cpu, precision, threads
 
 
-# Copied from utils.training.join_processes
+class Processes:
+    """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
+
+    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
+    """
+
+    def __init__(self, num_processes, rank, local_rank):
+        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
+        if num_processes > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+
+    def sum(self, *values):
+        """Add up numbers over all processes, in float64: a list of as many floats."""
+        totals = torch.tensor(values, dtype=torch.float64)
+        if self.group is not None:
+            torch.distributed.all_reduce(totals, group=self.group)
+        return totals.tolist()
+
+    def add(self, *arrays):
+        """Add up arrays of numbers over all processes, each in its place."""
+        for numbers in arrays if self.group is not None else ():
+            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
+
+    def main_first(self, function):
+        """Call function on the first process, then on the first of each machine, then on the others.
+
+        What one has cached, the next find. Where it raises InputError, that process says why and all end.
+        """
+        result = failure = None
+        for turn in range(3):
+            if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
+                try:
+                    result = function()
+                except InputError as error:
+                    failure = error
+                    failure.only_here = True
+            failures = self.sum(failure is not None)[0]
+            if failure:
+                raise failure
+            if failures:
+                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
+                sys.exit(2)
+        return result
+
+
 def join_processes(num_processes, rank, local_rank):
     """Make the Processes of a run. InputError where the launcher started more than train together."""
     if int(os.environ.get("WORLD_SIZE", 1)) != num_processes:
@@ -2343,7 +2342,32 @@ def join_processes(num_processes, rank, local_rank):
     return Processes(num_processes, rank, local_rank)
 
 
-# Copied from utils.training.end_stopped_run
+# ==== utils/signals.py, whole (to change it, change it there; `make fix` copies it) ====
+# SIGTERM and Ctrl-C.
+
+class StopSignal:
+    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
+
+    def __enter__(self):
+        self.number, self.since = 0, 0.0
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def note(self, number, _frame):
+        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not a second one.
+        if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
+            raise KeyboardInterrupt
+        self.number, self.since = self.number or number, self.since or time.monotonic()
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def ignore_interrupts(_worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
+
+
 def end_stopped_run(accelerator, number, step, say):
     """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on. Status: 128 + number."""
     say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, give the same "
@@ -2352,28 +2376,9 @@ def end_stopped_run(accelerator, number, step, say):
     sys.exit(128 + number)
 
 
-# Copied from utils.training.check_resume
-def check_resume(made_with, processes, state, checkpoint, output_dir):
-    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with.
+# ==== utils/results.py, whole (to change it, change it there; `make fix` copies it) ====
+# What a run leaves behind: trackers, results, model and card.
 
-    Args:
-        made_with: dict of name to value of all that a resume would silently ignore or mix if it changed.
-    """
-    for name, value in made_with.items() if checkpoint else ():
-        if state["made_with"].get(name) != value:
-            before = state["made_with"].get(name)
-            batch = (f" Give --per_device_train_batch_size and --gradient_accumulation_steps that make {before} with "
-                     f"{processes.num_processes} processes." if name == "global batch" else "")
-            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
-                             "settings and global batch (processes x batch size x accumulation steps) that it began "
-                             f"with.{batch}")
-    state["made_with"] = made_with
-    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
-        raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
-                         "machines see; put --output_dir on a shared disk.")
-
-
-# Copied from utils.training.start_trackers
 def start_trackers(accelerator, project, settings, state):
     """Start the trackers of --report_to; where a run is resumed, go on with its own. settings: dict of all flags."""
     shown = {k: value if isinstance(value, int | float | str) else str(value) for k, value in settings.items()}
@@ -2389,7 +2394,6 @@ def start_trackers(accelerator, project, settings, state):
                          "login' or WANDB_MODE=offline.") from None
 
 
-# Copied from utils.training.claim_repository
 def claim_repository(hub_model_id, output_dir):
     """Make the repository that the model is to be pushed to: its full name. Before the training, in case it fails."""
     try:
@@ -2399,20 +2403,6 @@ def claim_repository(hub_model_id, output_dir):
                          "login', and give --hub_model_id NAME/MODEL.") from None
 
 
-# Copied from utils.training.clear_output
-def clear_output(output_dir, step, overwrite):
-    """Clear the output folder of what the run replaces: later checkpoints, halves, the log from this update on."""
-    output_dir = Path(output_dir)
-    replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
-    left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
-    for folder in left + (replaced if overwrite or step else []):
-        remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
-    cut_log(output_dir / "log.jsonl", step if step else -1)
-
-
-# Copied from utils.training.score_rows
 def score_rows(results):
     """List (name, before, after) of the scores, as text."""
     names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
@@ -2421,7 +2411,6 @@ def score_rows(results):
                      for value in pair)) for name, pair in zip(names, values, strict=True)]
 
 
-# Copied from utils.training.write_model_card
 def write_model_card(output_dir, base, task, tag, data, results, settings, tables=()):
     """Write README.md: what the model was made of, and its scores before and after.
 
@@ -2445,7 +2434,6 @@ def write_model_card(output_dir, base, task, tag, data, results, settings, table
     Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-# Copied from utils.training.save_model
 def save_model(output_dir, model, tokenizer):
     """Leave model and tokenizer in the output folder, file by file, so that a kill leaves no half of one."""
     aside = Path(output_dir, "tmp-model")
@@ -2459,7 +2447,6 @@ def save_model(output_dir, model, tokenizer):
     aside.rmdir()
 
 
-# Copied from utils.training.write_results
 def write_results(output_dir, results, same_model, trained):
     """Write all_results.json, beside the scores that stand there already if they are of the same model."""
     path = Path(output_dir, "all_results.json")
@@ -2470,7 +2457,6 @@ def write_results(output_dir, results, same_model, trained):
     write_json(path, older | results)
 
 
-# Copied from utils.training.upload
 def upload(output_dir, repository):
     """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
     try:
@@ -2481,7 +2467,6 @@ def upload(output_dir, repository):
                          f"upload it with: hf upload NAME/MODEL {output_dir}") from None
 
 
-# Copied from utils.training.show_results
 def show_results(results, note, output_dir, say):
     """Print the scores, before the training and after it, and where things are. note: what started at random."""
     trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
@@ -2495,7 +2480,9 @@ def show_results(results, note, output_dir, say):
             + (f", model and log in {output_dir}" if "step" in results else ""))
 
 
-# Copied from utils.trainer.refuse_flags
+# ==== utils/trainer.py, whole (to change it, change it there; `make fix` copies it) ====
+# What Trainer leaves open: batches, scores and checkpoints that do not depend on how a run is split.
+
 def refuse_flags(args, parser):
     """End the run where a flag of TrainingArguments is given that an ExactTrainer has no use for. Better than silence.
 
@@ -2517,7 +2504,6 @@ def refuse_flags(args, parser):
                 parser.error(f"--{name} is not for this script: {reason}")
 
 
-# Copied from utils.trainer.RunCallback
 class RunCallback(TrainerCallback):
     """Around each update of an ExactTrainer: order and dropout before it, signals, the log and the bar after it."""
 
@@ -2589,7 +2575,6 @@ class RunCallback(TrainerCallback):
         self.bar.close()
 
 
-# Copied from utils.trainer.ExactTrainer
 class ExactTrainer(Trainer):
     """A Trainer that trains, scores and saves alike on any number of processes, and resumes where it was.
 
@@ -2705,7 +2690,6 @@ class ExactTrainer(Trainer):
         pass  # see on_step_begin
 
 
-# Copied from utils.trainer.run_trainer
 def run_trainer(trainer, checkpoint, say):
     """Train, from a checkpoint where there is one: dict of results, those of the best model where it is kept.
 
@@ -2735,6 +2719,9 @@ def run_trainer(trainer, checkpoint, say):
     scores = scored.get(trainer.kept_step(), {})
     names = [name.removeprefix("initial_") for name in run_state["initial"]]  # in their order
     return results | {name: scores[name] for name in names if name in scores}
+
+
+# ==== run_qa.py ====
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Many clients at once at the HTTP API of the demo page: how long an answer takes, and whether it is the right one.
 
-    python -m benchmarks.demo                        the models that python -m utils.demo takes
+    python -m benchmarks.demo                        the models that python -m tools.demo takes
     python -m benchmarks.demo --ner outputs/ner      these alone: --mlm, --nsp, --pretraining, --ner, --qa
 
 The page runs in a process of its own. Each answer is held against the one that the same question got alone.
@@ -51,7 +51,7 @@ class Page:
 
     def __enter__(self):
         variables = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | self.env
-        command = [sys.executable, "-m", "utils.demo", *map(str, self.words), "--port", str(self.port)]
+        command = [sys.executable, "-m", "tools.demo", *map(str, self.words), "--port", str(self.port)]
         self.process = subprocess.Popen(command, cwd=self.folder, env=variables)
         deadline = time.monotonic() + self.timeout
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -127,7 +127,7 @@ def main(argv=None):
     parser.add_argument("--clients", type=int, default=8, help="how many ask at once")
     parser.add_argument("--requests", type=int, default=200, help="how many each sends, to all endpoints in turn")
     for flag in FLAGS:
-        parser.add_argument(f"--{flag}", metavar="DIR", help="as of python -m utils.demo")
+        parser.add_argument(f"--{flag}", metavar="DIR", help="as of python -m tools.demo")
     args = parser.parse_args(argv)
     given = [word for flag in FLAGS if getattr(args, flag) for word in (f"--{flag}", getattr(args, flag))]
     with Page(given, timeout=3600) as page:

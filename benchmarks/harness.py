@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from utils.offline_model import offline_model_path
-from utils.python_reference import write_reference
+from tools.offline_model import offline_model_path
+from tools.python_reference import write_reference
 
 ROOT = Path(__file__).absolute().parents[1]
 

@@ -17,7 +17,7 @@ import torch
 
 import run_ner
 from benchmarks.harness import Scratch, describe_machine, launch, median_ratio, parser_of, print_table, take_turns
-from utils.offline_model import offline_model_path
+from tools.offline_model import offline_model_path
 
 PARTS = {  # what torch's operations are for
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),

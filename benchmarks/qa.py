@@ -21,7 +21,7 @@ import torch
 
 import run_qa
 from benchmarks.harness import Scratch, describe_machine, launch, median_ratio, parser_of, print_table, take_turns
-from utils.offline_model import offline_model_path
+from tools.offline_model import offline_model_path
 
 
 def write_sample(path, source, questions):

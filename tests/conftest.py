@@ -19,10 +19,10 @@ import pytest  # noqa: E402
 
 @pytest.fixture(scope="session")
 def prose():
-    """Paragraphs of English that every Python carries: what `python -m utils.python_reference` writes."""
+    """Paragraphs of English that every Python carries: what `python -m tools.python_reference` writes."""
     from pydoc_data.topics import topics
 
-    from utils.python_reference import documents
+    from tools.python_reference import documents
 
     return [paragraph for document in documents(topics) for paragraph in document]
 

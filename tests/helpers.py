@@ -217,7 +217,7 @@ def read_documents(path, tokenizer, sentence_per_line=False):
     import sentencex
     from datasets import Dataset
 
-    from utils.documents import Documents
+    from utils.pairs import Documents
 
     rows = {"ids": [], "document": []}
     for number, document in enumerate(path.read_text(encoding="utf-8").split("\n\n")):

@@ -5,7 +5,7 @@ Each test writes a small repository: utils/text.py, whose originals are below, a
 
 import pytest
 
-from utils.check_copies import main
+from tools.check_copies import main
 
 ORIGINALS = '''\
 import numpy as np
@@ -97,7 +97,7 @@ def test_verbatim_copies_pass(repo):
 
 def test_the_scripts_own_functions_and_ordinary_comments_pass(repo):
     script = """\
-# Copies stand at the end of this file; see `python -m utils.check_copies`.
+# Copies stand at the end of this file; see `python -m tools.check_copies`.
 HELP = '''
 # copied from utils.text.shout
 '''

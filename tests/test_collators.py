@@ -16,8 +16,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from utils.collators import MaskingCollator, PairCollator, PretrainingCollator, mask_tokens, pad, word_continuations
-from utils.documents import Documents
+from run_mlm import MaskingCollator
+from run_pretraining import PretrainingCollator
+from utils.batches import pad
+from utils.masks import mask_tokens, word_continuations
+from utils.pairs import Documents, PairCollator
 
 # Random tokens are drawn from below VOCAB, and [MASK] lies above: so it is known which of the two stands somewhere.
 VOCAB, MASK = 1000, 5000

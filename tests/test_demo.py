@@ -1,4 +1,4 @@
-"""utils/demo.py: what the page says is what the command line says, and what is typed stays text, and stays here.
+"""tools/demo.py: what the page says is what the command line says, and what is typed stays text, and stays here.
 
 The tests in a browser, and those with many clients, are slow ones. To write the README's pictures, of the models that
 lie in outputs/ (or are trained first):
@@ -23,7 +23,7 @@ from helpers import ROOT, run_fresh, run_script
 from PIL import Image
 
 from benchmarks.demo import Page, ask, endpoints
-from utils import demo
+from tools import demo
 
 EVIL = '<img src=x onerror="window.hit=1"><script>window.hit=1</script> ${1+1} {{value}} "\' &amp;'
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -290,7 +290,7 @@ def test_the_command_of_a_tab_without_a_model_makes_it(monkeypatch):
     monkeypatch.chdir(ROOT)
     for task in demo.TASKS:
         command = demo.make_command(task)
-        assert f'python {task.script}.py --config {task.config} --model "$(python -m utils.offline_model)"' in command
+        assert f'python {task.script}.py --config {task.config} --model "$(python -m tools.offline_model)"' in command
         args = importlib.import_module(task.script).parse_args(shlex.split(command.split(" && ")[-1])[2:])
         assert args.output_dir == task.folder and args.do_train
 
@@ -503,7 +503,7 @@ def test_a_stopped_first_start_stops_its_training_and_saves(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     variables = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([sys.executable, "-u", "-m", "utils.demo", "--port", str(port)], cwd=tmp_path,
+    process = subprocess.Popen([sys.executable, "-u", "-m", "tools.demo", "--port", str(port)], cwd=tmp_path,
                                env=variables, stdout=subprocess.PIPE, text=True)  # fmt: skip
     said = []
     for line in process.stdout:

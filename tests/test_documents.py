@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from utils.documents import Documents, plan_segments, plan_sentences, truncate_pair
+from utils.pairs import Documents, plan_segments, plan_sentences, truncate_pair
 
 
 def rows_of(documents):

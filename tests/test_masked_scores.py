@@ -8,8 +8,7 @@ from helpers import CONTEXT
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from utils.collators import MaskingCollator
-from utils.masked_scores import masked_logits
+from run_mlm import MaskingCollator, masked_logits
 
 VOCAB = 50
 TINY = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForTokenClassification, BertForTokenClassification
 
-from utils.models import QuickDropout, load_model, quicken_dropout
+from utils.dropout import QuickDropout, quicken_dropout
+from utils.models import load_model
 
 
 def dropped(p, shape, dtype=torch.float32, seed=0):

@@ -21,12 +21,13 @@ from run_ner import (
     cut_windows,
     entities_of,
     make_windows,
+    read_tagged_row,
     tag_loss,
     tokenize_words,
     weigh_classes,
 )
-from utils.sampling import GlobalBatchSampler, SimilarLengthSampler
-from utils.tagging import read_tagged_row
+from utils.batches import GlobalBatchSampler
+from utils.similar_lengths import SimilarLengthSampler
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ada", "lo", "##ve", "##lace", "!", "'", "don", "t", "🙂", "北",
           "京", "اح", "##مد", "x", "##x"]  # fmt: skip

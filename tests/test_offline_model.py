@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from utils import offline_model
+from tools import offline_model
 
 
 def folder_with_weights(tmp_path, content):

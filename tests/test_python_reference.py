@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from utils.python_reference import documents, main, running_text, write_reference
+from tools.python_reference import documents, main, running_text, write_reference
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from utils.reading import (
-    InputError,
-    find_files,
-    hash_files,
-    number_rows,
-    read_all_texts,
-    read_lines,
-    read_paragraphs,
-    read_texts,
-)
+from utils.errors import InputError
+from utils.reading import find_files, read_lines
+from utils.texts import hash_files, number_rows, read_all_texts, read_paragraphs, read_texts
 
 
 @pytest.fixture

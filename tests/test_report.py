@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.report import draw, find_panels, main, read_log, table
+from tools.report import draw, find_panels, main, read_log, table
 
 LOG = [
     {"step": 0, "epoch": 0, "initial_eval_loss": 10.4, "initial_perplexity": 33000.5, "initial_eval_accuracy": 0.0},
@@ -204,7 +204,7 @@ def test_drawing_leaves_pyplot_and_the_settings_of_matplotlib_alone():
 import sys, matplotlib
 names = [name for name in matplotlib.rcParams if name != "backend"]  # to read that one would load pyplot
 before = [matplotlib.rcParams[name] for name in names]
-from utils.report import draw
+from tools.report import draw
 draw({"run": [{"step": 1, "loss": 2.0}]})
 assert "matplotlib.pyplot" not in sys.modules
 assert [matplotlib.rcParams[name] for name in names] == before

@@ -36,7 +36,7 @@ from helpers import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast, pipeline
 
-from utils.collators import mask_tokens
+from utils.masks import mask_tokens
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
 LENGTH = 32  # of the examples in most tests, in tokens

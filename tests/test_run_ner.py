@@ -19,8 +19,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
-from utils.sampling import SimilarLengthSampler
-from utils.tagging import find_scheme, read_tagged, write_tags
+from run_ner import find_scheme, read_tagged, write_tags
+from utils.similar_lengths import SimilarLengthSampler
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
 # Words that are pieces of their own in the tiny vocabulary, so that a few updates learn them, and some that are not.

@@ -35,7 +35,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from utils.collators import PairCollator
+from utils.pairs import PairCollator
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
 LENGTH = 48  # of the pairs, in tokens

@@ -35,8 +35,10 @@ from transformers import (
 
 import run_mlm
 import run_pretraining
-from utils.collators import PairCollator, PretrainingCollator, mask_tokens, word_continuations
-from utils.running import Processes
+from run_pretraining import PretrainingCollator
+from utils.devices import Processes
+from utils.masks import mask_tokens, word_continuations
+from utils.pairs import PairCollator
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
 LENGTH = 48  # of the examples, in tokens

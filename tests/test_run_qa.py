@@ -21,9 +21,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from run_qa import make_windows, normalize_answer, search_spans, token_f1
-from utils.sampling import SimilarLengthSampler
-from utils.squad import read_questions
+from run_qa import make_windows, normalize_answer, read_questions, search_spans, token_f1
+from utils.similar_lengths import SimilarLengthSampler
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
 SIZES = {"max_seq_length": 48, "doc_stride": 8}

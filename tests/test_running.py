@@ -14,18 +14,11 @@ import pytest
 import torch
 import torch.distributed
 
-from utils import running
-from utils.reading import InputError
-from utils.running import (
-    Processes,
-    StopSignal,
-    cut_log,
-    out_of_memory,
-    pick_precision,
-    read_config,
-    run_main,
-    set_cpu_threads,
-)
+from utils.arguments import read_config
+from utils.devices import Processes, pick_precision, set_cpu_threads
+from utils.errors import InputError, out_of_memory, run_main
+from utils.output import cut_log
+from utils.signals import StopSignal
 
 # ---------------------------------------------------------------- read_config
 
@@ -183,13 +176,13 @@ def mistake():
 def outcome(main):
     """How run_main ends: exit status, what it says, and whether it waited before, so that another can speak first."""
     sleep, slept, status, sys.stderr = time.sleep, [], 0, StringIO()
-    running.time.sleep = lambda seconds: sleep(0.2) or slept.append(seconds)  # a launcher would end it meanwhile
+    time.sleep = lambda seconds: sleep(0.2) or slept.append(seconds)  # a launcher would end it meanwhile
     leave, os._exit = os._exit, sys.exit  # this process has more to look at
     try:
         run_main(main)
     except SystemExit as end:
         status = end.code
-    running.time.sleep, os._exit, message, sys.stderr = sleep, leave, sys.stderr.getvalue(), sys.__stderr__
+    time.sleep, os._exit, message, sys.stderr = sleep, leave, sys.stderr.getvalue(), sys.__stderr__
     return {"status": status, "message": message, "waited": sum(slept) > 5}
 
 
@@ -344,7 +337,7 @@ def slept(monkeypatch):
     seconds = []
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(sys, "argv", ["/somewhere/run_x.py", "--flag"])
-    monkeypatch.setattr(running.time, "sleep", seconds.append)
+    monkeypatch.setattr(time, "sleep", seconds.append)
     return seconds
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from utils.sampling import GlobalBatchSampler
+from utils.batches import GlobalBatchSampler
 
 SPLITS = [  # (batch size, accumulation steps, processes): all of them 12 examples an update
     (12, 1, 1), (6, 2, 1), (1, 12, 1), (6, 1, 2), (3, 2, 2), (2, 3, 2), (4, 1, 3), (1, 4, 3), (2, 1, 6), (1, 1, 12),

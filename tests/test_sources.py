@@ -10,9 +10,10 @@ import pytest
 from datasets import Dataset, config
 from transformers import AutoTokenizer
 
-from utils.documents import Documents
-from utils.reading import InputError
-from utils.sources import find_sources, read_dataset, split_sentences, tokenize_source, write_texts
+from utils.errors import InputError
+from utils.pairs import Documents, split_sentences
+from utils.texts import find_sources, read_dataset, write_texts
+from utils.tokenizing import tokenize_source
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from utils.reading import InputError
-from utils.squad import read_entries, read_questions
+from run_qa import InputError, read_entries, read_questions
 
 CONTEXT = "Ada met Babbage in London."
 

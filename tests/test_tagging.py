@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 from seqeval.metrics.sequence_labeling import get_entities
 
-from utils.reading import InputError
-from utils.tagging import (
+from run_ner import (
+    InputError,
     find_scheme,
     find_words,
     is_tag,

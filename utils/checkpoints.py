@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or do not count."""
+"""Checkpoints that count only when they are whole."""
 
 import hashlib
 import json
@@ -6,6 +6,13 @@ import os
 import re
 import shutil
 from pathlib import Path
+
+
+def write_json(path, value):
+    """Write a JSON file so that a reader, or a kill, never meets half of it."""
+    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
+    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+    os.replace(aside, path)
 
 
 def write_manifest(folder):

@@ -1,25 +1,12 @@
-"""Reading text from files, with messages that name the place."""
+"""Files of the user, and their lines and objects, each with its place."""
 
-import csv
 import glob
 import gzip
-import hashlib
-import itertools
 import json
 import os
-import re
 import zlib
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
-
-
-class InputError(ValueError):
-    """A mistake in what the user gave. Its message is all they are shown; the exit status is 2."""
-
-    only_here = False  # True where the other processes of the run know that this one has something to say
+from utils.errors import InputError
 
 
 def find_files(patterns, flag):
@@ -34,17 +21,6 @@ def find_files(patterns, flag):
             raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, or a glob like *.txt")
         files += found
     return files
-
-
-def hash_files(paths):
-    """SHA-256 over the endings and contents of files: the same wherever they lie and whenever they were written."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        ending = os.path.splitext(path.lower().removesuffix(".gz"))[1] + ".gz" * path.lower().endswith(".gz")
-        digest.update(f"{ending} {content}\n".encode())
-    return digest.hexdigest()
 
 
 def read_chunks(path):
@@ -111,139 +87,3 @@ def read_json(path, on_fault=None):
         if on_fault is None:
             raise fault from None
         on_fault(place, fault)
-
-
-def read_csv(path, on_fault=None):
-    """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row.
-
-    on_fault, if given, is called with place and InputError of a row that has not the columns of the header instead.
-    """
-    csv.field_size_limit(2**31 - 1)
-    delimiter = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
-    lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        header = next((row for row in rows if row), [])
-        if len(set(header)) < len(header):
-            raise InputError(f"{path}, line {rows.line_num}: a column stands there twice: {', '.join(header)}")
-        for row in rows:
-            place = f"{path}, line {rows.line_num}"
-            if row and len(row) != len(header):
-                fault = InputError(f"{place}: expected {len(header)} columns ({', '.join(header)}), found {len(row)}. "
-                                   "Put a value that holds the separator in double quotes.")
-                if on_fault is None:
-                    raise fault
-                on_fault(place, fault)
-            elif row:
-                yield place, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check the quotes.") from None
-
-
-def read_parquet(path):
-    """Read .parquet: yields (place, dict of the row). InputError where the file is damaged."""
-    try:
-        with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
-            batches = pa.parquet.ParquetFile(file).iter_batches()
-            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-            yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
-    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
-
-
-def read_paragraphs(path, separator="auto"):
-    """Read plain text, a paragraph a line, as read_texts does: yields (texts, documents).
-
-    A blank line ends a document; a file without blank lines between its lines has one document a line ("auto"). Or one
-    of the two, whatever the file has: "blank_line" or "line".
-    """
-    def read_trimmed():  # without a Python object for each line, which would take most of the time
-        for _, raw in read_chunks(path):
-            raw = raw.removesuffix(b"\n")
-            starts = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1
-            offsets = pa.py_buffer(np.concatenate([[0], starts, [len(raw)]]))
-            lines = pa.LargeStringArray.from_buffers(len(starts) + 1, offsets, pa.py_buffer(raw))
-            lines = pa.compute.utf8_trim_whitespace(lines)  # (lines,); line ends, too
-            yield lines, pa.compute.binary_length(lines).to_numpy() > 0
-
-    separated, lines, first, filled = separator == "blank_line", 0, None, 0
-    for _, has_text in read_trimmed() if separator == "auto" else ():
-        places = lines + np.flatnonzero(has_text)
-        if len(places):
-            first = places[0] if first is None else first
-            filled += len(places)
-            separated = places[-1] - first >= filled  # a blank line stands between two others
-        if separated:
-            break
-        lines += len(has_text)
-    number = 0
-    for texts, has_text in read_trimmed():
-        ends = ~has_text if separated else np.ones_like(has_text)  # where the next line is another document
-        documents = number + np.cumsum(ends) - ends
-        number += ends.sum()
-        yield texts.filter(pa.array(has_text)), documents[has_text]
-
-
-def number_rows(texts, first, separator):
-    """Number the documents of a table's rows from `first` on: (texts and documents as of read_texts, the next number).
-
-    Each row is a document; where the separator is "blank_line", a row without text ends one.
-    """
-    texts = [(text or "").strip() for text in texts]
-    ends = np.array([separator != "blank_line" or not text for text in texts], dtype=np.int64)
-    documents = first + np.cumsum(ends) - ends
-    filled = np.array(list(map(bool, texts)), dtype=bool)
-    return pa.array([text for text in texts if text], pa.large_string()), documents[filled], first + ends.sum()
-
-
-def read_texts(path, column, separator="auto"):
-    """Read the texts of a file, without the empty ones: paragraphs, or the rows of a table.
-
-    Plain text, which any ending but those of tables is, is read by read_paragraphs. In .jsonl, .json, .csv, .tsv and
-    .parquet each row is a document.
-
-    Args:
-        path: the file; all kinds also as .gz.
-        column: which column or key of a table holds the text.
-        separator: what ends a document: "auto", as said above; "blank_line", also a row without text; "line" or "row".
-
-    Yields:
-        (texts, documents): an Arrow array of large_string, and the number of the document of each, from 0 (int64).
-
-    Raises:
-        InputError: it cannot be read, or a row has no such column, or something else than text in it.
-    """
-    readers = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
-    reader = readers.get(os.path.splitext(path.lower().removesuffix(".gz"))[1])
-    if reader is None:
-        yield from read_paragraphs(path, "line" if separator == "row" else separator)
-        return
-    rows, number = reader(path), 0
-    while batch := list(itertools.islice(rows, 10_000)):
-        for place, row in batch:
-            if column not in row or not isinstance(row[column], str | None):
-                fault = (f"expected text in column {column!r}, found {str(row[column])[:40]!r}" if column in row else
-                         f"there is no column {column!r}; the columns are {', '.join(map(str, row))}")
-                raise InputError(f"{place}: {fault}. Name the column that holds the text with --text_column_name.")
-            if re.search("[\ud800-\udfff]", row[column] or ""):
-                raise InputError(f"{place}: column {column!r} holds half a character (a lone surrogate, such as a "
-                                 "cut-off emoji leaves). Expected Unicode text; take it out of the file.")
-        texts, documents, number = number_rows([row[column] for _, row in batch], number, separator)
-        yield texts, documents
-
-
-def read_all_texts(paths, column, separator="auto"):
-    """Read several files as read_texts does, documents numbered through. InputError where none of them has any text."""
-    start = rows = 0
-    for path in paths:
-        last = -1
-        for texts, documents in read_texts(path, column, separator):
-            yield texts, documents + start
-            rows, last = rows + len(texts), documents[-1] if len(documents) else last
-        start += last + 1
-    if not rows:
-        is_table = paths[0].lower().removesuffix(".gz").endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet"))
-        fault = "no row with text" if is_table else "nothing but white space"
-        fault = fault if sum(map(os.path.getsize, paths)) else "empty, 0 bytes"
-        raise InputError(f"{', '.join(paths[:3])}: there is no text in it ({fault}). "
-                         "Expected UTF-8 text, a paragraph a line, or a table with a column of texts.")

@@ -1,9 +1,17 @@
-"""Text to token ids, many at a time and without Python lists in between."""
+"""Token ids of many texts, as one flat array with offsets."""
 
 import copy
+import hashlib
+import json
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
+
+from utils.checkpoints import write_json
+from utils.texts import write_texts
 
 
 class FlatTokenizer:
@@ -99,3 +107,34 @@ def tokenize_batch(table, tokenizer):
     """Tokenize the column `text` of an Arrow table: lists of int32 over one flat array, in the column `ids`."""
     ids, offsets = tokenizer(table["text"].to_pylist())
     return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids), "document": table["document"]})
+
+
+def tokenize_source(source, tokenizer, *, num_proc, overwrite):
+    """Turn the text of a source into token ids without special tokens, or find them in the cache, by content.
+
+    Args:
+        source: (fingerprint, function that yields batches of texts and documents, name), as find_sources returns.
+        tokenizer: the model's own. num_proc: processes that tokenize. overwrite: do it anew.
+
+    Returns:
+        (tokens, counts): a Dataset of `ids` (int32 lists) and `document`, a row for each text, in the Arrow format; and
+        a dict of counts, whose `key` tells apart what was made from other content or with another vocabulary.
+    """
+    fingerprint, batches, _ = source
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else f"{tokenizer!r} {tokenizer.get_vocab()}"
+    key = hashlib.sha256(f"2 {fingerprint} {vocabulary}".encode()).hexdigest()[:32]
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
+    cache.mkdir(parents=True, exist_ok=True)
+    text, facts, made = cache / f"text-{key}.arrow", cache / f"text-{key}.json", cache / f"tokens-{key}.arrow"
+    if overwrite or not (text.exists() and facts.exists()):
+        write_json(facts, write_texts(batches(), text))
+    counts = json.loads(facts.read_text(encoding="utf-8")) | {"key": key}
+    if made.exists() and not overwrite:
+        return datasets.Dataset.from_file(str(made)).with_format("arrow"), counts
+    texts = datasets.Dataset.from_file(str(text)).with_format("arrow")
+    flat_tokenizer = FlatTokenizer(tokenizer, texts[:100]["text"].to_pylist(), tqdm.write)
+    at_once = max(1, int(2e6 * counts["paragraphs"] / counts["characters"]))  # paragraphs in about 2 MB
+    tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once, fn_kwargs={"tokenizer": flat_tokenizer},
+                       remove_columns=["text"], num_proc=num_proc, desc=f"Tokenizing ({flat_tokenizer.name})",
+                       load_from_cache_file=not overwrite, new_fingerprint=key, cache_file_name=str(made))
+    return tokens, counts

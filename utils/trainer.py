@@ -1,4 +1,4 @@
-"""What Trainer leaves open: batches, scores and checkpoints that do not depend on how a run is split or interrupted."""
+"""What Trainer leaves open: batches, scores and checkpoints that do not depend on how a run is split."""
 
 import json
 import time
@@ -13,8 +13,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerState
 
 from utils.checkpoints import save_checkpoint
-from utils.reading import InputError
-from utils.running import ignore_interrupts
+from utils.errors import InputError
+from utils.signals import ignore_interrupts
 
 
 def refuse_flags(args, parser):

@@ -1,11 +1,16 @@
 """Documents of sentences, and how an epoch pairs them."""
 
+import importlib.metadata
+import itertools
 from array import array
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import sentencex
+import torch
+
+from utils.batches import pad
 
 
 class Documents:
@@ -143,3 +148,139 @@ def truncate_pair(a, b, size, rng=None):
     kept = min(len(a), max(size - len(b), size - size // 2)), min(len(b), max(size - len(a), size // 2))
     fronts = [rng.binomial(len(part) - length, 0.5) if rng else 0 for part, length in zip((a, b), kept, strict=True)]
     return tuple(part[front : front + length] for part, front, length in zip((a, b), fronts, kept, strict=True))
+
+
+def join_pair(a, b, edges):
+    """Join the ids of A and B, by the ids of [CLS] and [SEP]: int64 arrays of ids and of token types, (seq,)."""
+    cls, sep = edges
+    return np.concatenate([[cls], a, [sep], b, [sep]]), np.repeat([0, 1], [len(a) + 2, len(b) + 1])
+
+
+class PairCollator:
+    """Make pairs of sentences or segments, padded to the longest of the batch, anew each epoch (set `epoch`).
+
+    Half of them are two that follow each other, label 0; the others get a random B of another document, label 1, or for
+    the objective "sop" (sentence order prediction) stand in the other order. Example i of an epoch is a function of
+    (seed, epoch, i): the same in any data worker and process.
+
+    Args:
+        documents: the Documents to draw from; at least two, unless the objective is "sop".
+        size: tokens of a pair, without [CLS] and [SEP]s. edges: ids of [CLS] and [SEP]. pad_id: of padding.
+        unit: "sentence", a sentence and the next one; or "segment", packed up to the size, or with the chance of
+            short_seq_prob to a smaller one.
+        objective: "nsp" or "sop". seed: of the run, at least 0.
+        sample: how many pairs of an epoch to take, drawn by seed; None takes all.
+
+    Source: Devlin et al. 2018, section 3.1 and appendix A.2, https://arxiv.org/abs/1810.04805; sop: Lan et al. 2019,
+    section 3.1, https://arxiv.org/abs/1909.11942
+    """
+
+    def __init__(self, documents, *, size, edges, pad_id, unit, objective, short_seq_prob, seed, sample=None):
+        self.documents, self.size, self.edges, self.pad_id, self.unit = documents, size, edges, pad_id, unit
+        self.swap, self.short_seq_prob, self.seed, self.sample = objective == "sop", short_seq_prob, seed, sample
+        self.epoch, self.planned, self.counts = 0, None, {}
+
+    def plan(self, epoch):
+        """The pairs of an epoch, as plan_sentences and plan_segments return them; kept until another is asked for."""
+        if self.planned is None or self.planned[0] != epoch:
+            if self.unit == "sentence":
+                plan = plan_sentences(self.documents, self.seed, epoch)
+            else:
+                plan = plan_segments(self.documents, self.seed, epoch, size=self.size, swap=self.swap,
+                                     short_seq_prob=self.short_seq_prob)
+            if self.sample is not None and self.sample < len(plan):
+                plan = plan[np.sort(np.random.default_rng(self.seed).permutation(len(plan))[: self.sample])]
+            self.planned = epoch, plan
+        return self.planned[1]
+
+    def count(self, epoch):
+        """Count the pairs of an epoch."""
+        if epoch not in self.counts:
+            self.counts[epoch] = len(self.plan(epoch))
+        return self.counts[epoch]
+
+    def pair(self, example):
+        """Make a pair: (ids of A, ids of B, label, number of B's first sentence)."""
+        documents, size = self.documents, self.size
+        start, middle, end, label = self.plan(self.epoch)[example].tolist()
+        # A tuple, not a sum; and a stream of its own, as the masks and the plan are drawn with these numbers, too.
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.epoch, example), spawn_key=(2,)))
+        a, other = documents.ids(start, middle), middle
+        if label and not self.swap:
+            wanted, several = int(documents.lengths[middle:end].sum()), middle - start > 1
+            wanted = wanted or int(documents.lengths[start])  # A is the last sentence of its document
+            other, end = self.other(start, wanted, rng)
+            b = documents.ids(other, end)
+            if several:  # of these sentences none is cut away, as none is from a true pair of several
+                b = truncate_pair(b, b[:0], max(size - len(a), 1), rng)[0]
+        else:
+            b = documents.ids(middle, end)
+        a, b = truncate_pair(a, b, size, rng)
+        return (b, a, label, other) if self.swap and label else (a, b, label, other)
+
+    def other(self, sentence, wanted, rng):
+        """Draw a B for the A that begins with a sentence: (number of its first sentence, number behind its last).
+
+        It stands in another document. In the segment unit it is, of eight drawn, the one that is closest to the true
+        B's length of `wanted` tokens: otherwise the lengths alone would tell more than half of the labels.
+        """
+        lengths, (first, behind) = self.documents.lengths, self.documents.around(sentence)
+        draws = rng.integers(self.documents.starts[-1] - (behind - first), size=1 if self.unit == "sentence" else 8)
+        best = None
+        for start in (draws + (behind - first) * (draws >= first)).tolist():
+            end, total = start + 1, int(lengths[start])
+            if self.unit == "segment":
+                until = self.documents.around(start)[1]
+                while end < until and total + lengths[end] // 2 <= wanted:
+                    end, total = end + 1, total + int(lengths[end])
+            if best is None or abs(total - wanted) < best[0]:
+                best = abs(total - wanted), start, end
+        return best[1:]
+
+    def rows(self, examples):
+        """Make rows of ids (seq,) with special tokens, of token types (seq,), and labels, for numbers of examples."""
+        ids, types, labels = [], [], []
+        for example in examples:
+            a, b, label, _ = self.pair(example)
+            row, row_types = join_pair(a, b, self.edges)
+            ids.append(row)
+            types.append(row_types)
+            labels.append(label)
+        if not examples:  # the last global batch can leave a process without any: it joins, and predicts nothing
+            row, row_types = join_pair([], [], self.edges)
+            ids, types, labels = [row.astype(np.int64)], [row_types], [-100]
+        return ids, types, labels
+
+    def __call__(self, examples):
+        """Make a batch of the examples of these numbers. There may be none: then of one pair with the label -100.
+
+        Returns:
+            input_ids, token_type_ids, attention_mask: (batch, seq). next_sentence_label: (batch,), 0 where B follows A.
+        """
+        return self.batch(*self.rows(examples))
+
+    def batch(self, ids, types, labels):
+        """Put rows under each other, as __call__ returns them."""
+        return {"input_ids": pad(ids, self.pad_id), "token_type_ids": pad(types, 0),
+                "attention_mask": pad([np.ones_like(row) for row in ids], 0),
+                "next_sentence_label": torch.tensor(labels)}
+
+
+def split_sentences(source, language, sentence_per_line):
+    """Make of a source of paragraphs one of sentences: (fingerprint, function that yields batches, name).
+
+    Args:
+        source: as find_sources returns. language: code that sentencex knows, as en.
+        sentence_per_line: the paragraphs are sentences already.
+    """
+    fingerprint, batches, name = source
+
+    def sentences():
+        for texts, documents in batches():
+            split = [[part for sentence in sentencex.segment(language, text) if (part := sentence.strip())]
+                     for text in texts.to_pylist()]
+            yield (pa.array(itertools.chain.from_iterable(split), pa.large_string()),
+                   np.repeat(documents, list(map(len, split))))
+
+    version = importlib.metadata.version("sentencex")  # another may find other sentences
+    return source if sentence_per_line else (f"{fingerprint} sentences {language} {version}", sentences, name)

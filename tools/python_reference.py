@@ -1,6 +1,6 @@
 """Write Python's own language reference as plain text: a real corpus that needs no download.
 
-    python -m utils.python_reference corpus.txt
+    python -m tools.python_reference corpus.txt
 
 Every Python carries the reference in pydoc_data.topics, where help("lambda") finds it. Each topic becomes a document:
 running text only, one paragraph per line, a blank line between documents. Titles, code, grammar, tables and markup are
@@ -91,7 +91,7 @@ def write_reference(path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m utils.python_reference",
+        prog="python -m tools.python_reference",
         description="Write Python's language reference as plain text, one paragraph per line.",
         allow_abbrev=False,
     )

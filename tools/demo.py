@@ -1,9 +1,9 @@
 """A local page to try the models on that the scripts have written.
 
-    python -m utils.demo                            the newest model of each kind in outputs/; small ones are trained
+    python -m tools.demo                            the newest model of each kind in outputs/; small ones are trained
                                                     first where there are none
-    python -m utils.demo --ner outputs/ner          these folders alone: --mlm, --nsp, --pretraining, --ner, --qa
-    python -m utils.demo --mlm outputs/mlm --base bert-base-uncased
+    python -m tools.demo --ner outputs/ner          these folders alone: --mlm, --nsp, --pretraining, --ner, --qa
+    python -m tools.demo --mlm outputs/mlm --base bert-base-uncased
 
 Predictions come from the scripts' own functions, with the defaults of their command lines, so the page says what
 `python run_ner.py --model outputs/ner --text "…"` says. The same answers are to be had as JSON, under /gradio_api/call.
@@ -32,7 +32,7 @@ os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # files that gradio would show to 
 try:
     import gradio as gr
 except ImportError as error:
-    print(f"utils.demo: error: {error}. Install what it needs: pip install 'gradio>=6.31'", file=sys.stderr)
+    print(f"tools.demo: error: {error}. Install what it needs: pip install 'gradio>=6.31'", file=sys.stderr)
     sys.exit(2)
 
 import transformers
@@ -45,11 +45,11 @@ import run_ner
 import run_nsp
 import run_pretraining
 import run_qa
+from tools.offline_model import offline_model_path
+from tools.python_reference import write_reference
 from utils.arguments import ArgumentParser, HelpFormatter
+from utils.errors import InputError
 from utils.models import longest_input
-from utils.offline_model import offline_model_path
-from utils.python_reference import write_reference
-from utils.reading import InputError
 
 ROOT = Path(__file__).absolute().parents[1]
 REFERENCE = Path("outputs/python_reference.txt")
@@ -99,7 +99,7 @@ TASKS = (
 
 def parse_args(argv=None):
     parser = ArgumentParser(
-        prog="python -m utils.demo", description=__doc__.partition("\n")[0], allow_abbrev=False,
+        prog="python -m tools.demo", description=__doc__.partition("\n")[0], allow_abbrev=False,
         formatter_class=HelpFormatter)
     group = parser.add_argument_group("models, the --output_dir of a run each; with any of them, nothing is trained")
     for task in TASKS:
@@ -667,8 +667,8 @@ def add_tab(task, parts, folders):
 
 def make_command(task):
     """Write the one command that makes the small model of a task."""
-    words = shlex.join(task.command("python", "MODEL")).replace("MODEL", '"$(python -m utils.offline_model)"')
-    writes = f"python -m utils.python_reference {REFERENCE} && " if "quickstart" in task.config else ""
+    words = shlex.join(task.command("python", "MODEL")).replace("MODEL", '"$(python -m tools.offline_model)"')
+    writes = f"python -m tools.python_reference {REFERENCE} && " if "quickstart" in task.config else ""
     return writes + words
 
 
@@ -771,10 +771,10 @@ def main(argv=None):
         must = any(getattr(args, name) is not None for name in ("base", *(task.flag for task in TASKS)))
         parts = load_models(folders, base, must, say)
     except REFUSALS as error:
-        print(f"utils.demo: error: {error}", file=sys.stderr)
+        print(f"tools.demo: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("utils.demo: stopped by Ctrl-C", file=sys.stderr)
+        print("tools.demo: stopped by Ctrl-C", file=sys.stderr)
         return 130
     privacy = "What you type is computed on the machine that runs this page; it is neither stored nor sent elsewhere."
     if args.share:

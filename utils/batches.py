@@ -1,9 +1,18 @@
-"""The order in which examples are seen: the same on any number of processes."""
+"""Which examples a batch holds, and how rows of different length stand in it."""
 
 import math
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
+
+
+def pad(rows, value):
+    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
+    padded = np.full((len(rows), max(map(len, rows))), value)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
 class GlobalBatchSampler(Sampler):
@@ -71,36 +80,3 @@ class GlobalBatchSampler(Sampler):
         """Count the examples, of all processes, that the updates up to this one have seen."""
         epoch, done = self.place(update)
         return sum(map(self.examples_in, range(epoch))) + done * self.global_batch
-
-
-class SimilarLengthSampler(GlobalBatchSampler):
-    """A GlobalBatchSampler that puts examples of similar length into a global batch, so that little of it is padding.
-
-    The order of the epoch is cut into pools. The examples of a pool are sorted by length and cut into global batches,
-    which then come in random order. Within one, examples are sorted by length too, so those of a micro-batch are close.
-
-    Args:
-        lengths: tokens of each example, int array of shape (examples,).
-        pool: global batches that are sorted together. Fewer mix lengths more, and pad more.
-    """
-
-    def __init__(self, lengths, batch_size, accumulation_steps, num_processes, rank, seed, pool=50):
-        super().__init__(len(lengths), batch_size, accumulation_steps, num_processes, rank, seed)
-        self.lengths, self.pool = np.asarray(lengths), pool
-
-    def order(self):
-        order, size = super().order(), self.global_batch
-        whole = self.n - self.n % size  # the rest, a smaller batch, stays at the end
-        step = self.pool * size
-        pools = [order[at : min(at + step, whole)] for at in range(0, whole, step)] + [order[whole:]]
-        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in pools])
-        shuffled = np.random.default_rng((self.seed, self.epoch, 1)).permutation(whole // size)
-        return np.concatenate([order[:whole].reshape(-1, size)[shuffled].ravel(), order[whole:]])
-
-    def padding(self):
-        """Share of padding among the tokens of the epoch, from 0 to 1, on all processes."""
-        pieces, full = self.accumulation_steps * self.num_processes, self.n - self.n % self.global_batch
-        order = self.order()
-        batches = [*order[:full].reshape(-1, self.batch_size), *np.array_split(order[full:], pieces)]
-        padded = sum(int(self.lengths[batch].max()) * len(batch) for batch in batches if len(batch))
-        return 1 - int(self.lengths.sum()) / padded

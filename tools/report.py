@@ -1,8 +1,8 @@
 """Draw the curves of one or several runs from the log.jsonl in their output folders, and list their last scores.
 
-    python -m utils.report outputs/mlm                            writes outputs/mlm/curves.png
-    python -m utils.report outputs/mlm outputs/mlm-2              writes curves.png, with both runs in each panel
-    python -m utils.report outputs/mlm --output docs/mlm.png
+    python -m tools.report outputs/mlm                            writes outputs/mlm/curves.png
+    python -m tools.report outputs/mlm outputs/mlm-2              writes curves.png, with both runs in each panel
+    python -m tools.report outputs/mlm --output docs/mlm.png
 
 All losses share a panel, in nats; perplexity, on a logarithmic axis, and every other score of an evaluation get a panel
 each. Which scores there are is read from the log, so this serves all scripts.
@@ -281,7 +281,7 @@ def table(runs, results):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m utils.report",
+        prog="python -m tools.report",
         description="Draw the curves of one or several runs, and list their last scores.",
         allow_abbrev=False,
     )
