@@ -1,14 +1,22 @@
-"""The copy checker: each way in which a copy can be broken is reported with file and line, and --fix repairs copies.
+"""The copy checker: each way in which a section can be broken is named with file and line, and --fix repairs sections.
 
-Each test writes a small repository: utils/text.py, whose originals are below, and a script with copies of them.
+Each test writes a small repository: the modules below in utils/, and a script that holds them as sections.
 """
+
+from pathlib import Path
 
 import pytest
 
-from tools.check_copies import main
+from tools.check_copies import MARKER, main
 
-ORIGINALS = '''\
+TEXT = '''\
+"""Loud and quiet text.
+
+This line stands in the module alone.
+"""
+
 import numpy as np
+from pathlib import Path
 
 LIMIT = 3
 
@@ -16,427 +24,287 @@ LIMIT = 3
 def shout(text):
     """Say it loudly."""
     # Once is enough.
-    return text.upper() + "!"
+    return text.upper()[:LIMIT] + "!"
 
 
 class Counter:
-    step = 1
-
-    def add(self, n):
-        return sum([n * self.step for n in range(n)])
-        # the end
-
-
-def average(values):
-    return np.mean(values)
-
-
-def whisper(text):
-    return text.lower()
-'''
-
-SHOUT = '''\
-# Copied from utils.text.shout
-def shout(text):
-    """Say it loudly."""
-    # Once is enough.
-    return text.upper() + "!"
-'''
-
-COUNTER = '''\
-# Copied from utils.text.Counter
-class Counter:
-    step = 1
-
-    def add(self, n):
-        return sum([n * self.step for n in range(n)])
+    def add(self, values):
+        return np.sum(values), Path()
         # the end
 '''
 
-AVERAGE = '''\
-# Copied from utils.text.average
-def average(values):
-    return np.mean(values)
+TWICE = '''\
+"""Twice."""
+
+from utils.text import shout
+
+
+def twice(text):
+    return shout(text) * 2
+'''
+
+TEXT_SECTION = MARKER.replace("NAME", "text") + "\n# Loud and quiet text.\n" + TEXT[TEXT.index("\nLIMIT") :]
+TWICE_SECTION = MARKER.replace("NAME", "twice") + "\n# Twice.\n" + TWICE[TWICE.index("\n\ndef") + 1 :]
+OWN = "# ==== run_x.py ====\n"
+
+SCRIPT = f'''\
+"""A script."""
+
+import numpy as np
+from pathlib import Path
+
+
+def main():
+    print(twice("a"), Counter())
+
+
+{TEXT_SECTION}
+
+{TWICE_SECTION}
+
+{OWN}
+
+if __name__ == "__main__":
+    main()
 '''
 
 
 @pytest.fixture
 def repo(tmp_path, capsys):
-    """A function that writes files into a repository, runs the checker and returns (exit status, lines printed)."""
+    """A function that writes a repository, runs the checker and gives (exit status, lines printed but for the last)."""
 
-    def run(script, *arguments, original=ORIGINALS, **others):
-        files = {"utils/__init__.py": "", "utils/text.py": original, "run_x.py": script}
-        files |= {name.replace("__", "/") + ".py": text for name, text in others.items()}
+    def run(script=SCRIPT, *arguments, text=TEXT, twice=TWICE, **others):
+        files = {"utils/__init__.py": "", "utils/text.py": text, "utils/twice.py": twice, "run_x.py": script}
+        files |= {name.replace("__", "/") + ".py": content for name, content in others.items()}
         (tmp_path / "utils").mkdir(exist_ok=True)
-        for name, text in files.items():
-            if text is not None:
-                (tmp_path / name).write_bytes(text.encode("utf-8"))
+        for name, content in files.items():
+            if content is not None:
+                (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
         status = main(list(arguments), root=tmp_path)
-        return status, capsys.readouterr().out.splitlines()
+        return status, capsys.readouterr().out.splitlines()[:-1]
 
     run.root = tmp_path
     return run
 
 
-def original_of(definition, head=""):
-    """utils/text.py with nothing but the definition of a copy: the same lines without the marker."""
-    return head + definition.split("\n", 1)[1]
+def changed(old, new, text=SCRIPT):
+    """The script, or another text, with the first `old` replaced."""
+    assert old in text
+    return text.replace(old, new, 1)
 
 
-# What is right
+def line_of(part, script=SCRIPT):
+    """The number of the line where a part of a script begins."""
+    return script[: script.index(part)].count("\n") + 1
+
+
+def fault(part, words, script=SCRIPT):
+    """What is returned for one fault on the line where a part of a script begins."""
+    return 1, [f"run_x.py:{line_of(part, script)}: {words}"]
 
 
 def test_this_repository_is_clean(capsys):
     assert main([]) == 0, capsys.readouterr().out
 
 
-def test_verbatim_copies_pass(repo):
-    script = f"import numpy as np\n\n\ndef main():\n    shout('a')\n\n\n{SHOUT}\n\n{COUNTER}\n\n{AVERAGE}\n\nmain()\n"
-    assert repo(script) == (0, ["3 copies agree with their originals in utils/"])
+def test_whole_sections_pass(repo, capsys):
+    assert repo() == (0, [])  # LIMIT is used by its own section alone, shout by another, add by none
+    assert main([], root=repo.root) == 0
+    assert capsys.readouterr().out == "2 modules, 1 scripts: no faults\n"
 
 
-def test_the_scripts_own_functions_and_ordinary_comments_pass(repo):
-    script = """\
-# Copies stand at the end of this file; see `python -m tools.check_copies`.
-HELP = '''
-# copied from utils.text.shout
-'''
+def test_crlf_and_a_byte_order_mark_make_no_difference(repo):
+    assert repo(("\ufeff" + SCRIPT).replace("\n", "\r\n")) == (0, [])
+    assert repo(text=TEXT.replace("\n", "\r\n")) == (0, [])
 
 
-def main():  # copied to every worker
-    whisper = "# Copied from nowhere"  # a whisper, but never copied anywhere
-    return whisper
-"""
-    assert repo(script)[0] == 0
-
-
-def test_a_byte_order_mark_and_crlf_make_no_difference(repo):
-    assert repo(("\ufeff" + SHOUT).replace("\n", "\r\n"))[0] == 0
-    assert repo(SHOUT, original=("\ufeff" + ORIGINALS).replace("\n", "\r\n"))[0] == 0
-
-
-def test_a_decorated_copy_has_its_marker_above_the_first_decorator(repo):
-    definition = "@np.vectorize\n@np.frompyfunc(\n    2,\n)\ndef f(x):\n    return x\n"
-    script = "import numpy as np\n# Copied from utils.text.f\n{}"
-    original = f"import numpy as np\n{definition}"
-    assert repo(script.format(definition), original=original)[0] == 0
-    status, lines = repo(script.format(definition.replace("2", "3")), original=original)
-    assert (status, lines) == (1, ["run_x.py:7: f differs from utils/text.py"])
-
-
-# Copies that differ
+def test_imports_that_follow_other_code_of_a_module_are_part_of_its_section(repo):
+    late = "LIMIT = 3\nimport late\n\ntry:\n    import fast\nexcept ImportError:\n    fast = None\n"
+    assert repo(changed("LIMIT = 3\n", late), text=changed("LIMIT = 3\n", late, TEXT)) == (0, [])
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('"!"', '"?"'),
-        ("# Once is enough.", "# Once is quite enough."),
-        ("    # Once is enough.\n", ""),
-        ('upper() + "!"\n', 'upper() + "!"\n    # an afterthought\n'),
-        ("    return", "    text = str(text)\n    return"),
-        ("def shout", "@cache\ndef shout"),
-        ("(text):", "(text): "),
-    ],
-    ids=["code", "comment", "shortened", "comment at the end", "lengthened", "decorator", "blank at a line's end"],
+    "marker",
+    ["# === run_x.py ====", "# ==== run_x ====", "# ==== run_y.py ====", "  # ==== run_x.py ====",
+     "# ==== run_x.py ==== ", "# ---- run_x.py ----", "# run_x.py", "# run_x ====", "#== utils/text.py, whole",
+     MARKER.replace("NAME", "text").replace("copies", "writes"), MARKER.replace("NAME", "text") + " ",
+     MARKER.replace("utils/NAME", "util/text").replace("====", "----")],
 )
-def test_a_copy_that_differs_in_anything_is_reported(repo, old, new):
-    status, lines = repo(f"import os\n{SHOUT.replace(old, new, 1)}")
-    line = 4 if new.startswith("@") else 3
-    assert (status, lines) == (1, [f"run_x.py:{line}: shout differs from utils/text.py"])
+def test_a_misspelt_marker_is_named(repo, marker):
+    script = changed(OWN, f"{marker}\n{OWN}")
+    words = f"a misspelt marker: expected '# ==== run_x.py ====' or {MARKER!r}"
+    assert repo(script) == fault(f"{marker}\n", words, script)
 
 
-def test_a_comment_that_the_copy_lost_at_its_end_is_a_difference(repo):
-    assert repo(COUNTER.replace("        # the end\n", "")) == (1, ["run_x.py:2: Counter differs from utils/text.py"])
+def test_a_comment_that_speaks_of_a_file_is_no_marker(repo):
+    comment = "# utils/text.py: a == b, and see run_x.py.\n"
+    assert repo(changed("\n\ndef main", f"\n\n{comment}def main")) == (0, [])
 
 
-def test_a_renamed_copy_is_reported(repo):
-    status, lines = repo(SHOUT.replace("def shout", "def cry"))
-    message = "cry is a renamed copy of shout in utils/text.py: a copy keeps the name"
-    assert (status, lines) == (1, [f"run_x.py:1: {message}"])
-
-
-def test_a_second_copy_in_one_script_is_reported(repo):
-    status, lines = repo(f"{SHOUT}\n\n{SHOUT}")
-    assert (status, lines) == (1, ["run_x.py:8: shout is copied twice: the other copy is on line 2"])
-
-
-# Markers
+def test_an_unknown_module_is_named(repo):
+    marker = MARKER.replace("NAME", "texts")
+    script = changed(OWN, f"{marker}\n\n\n{OWN}")
+    assert repo(script) == fault(marker, "there is no utils/texts.py", script)
 
 
 @pytest.mark.parametrize(
-    "comment",
-    [
-        "# copied from utils.text.shout",
-        "#Copied from utils.text.shout",
-        "#  Copied from utils.text.shout",
-        "# Copied form utils.text.shout",
-        "# Coppied from utils.text.shout",
-        "# Copied from: utils.text.shout",
-        "# Copied from utils.text.shout, shortened",
-        "# Copied from utils.text.shout ",
-        "# Copied from utils.text",
-        "# Copied from utils/text.py",
-        "# Copied from util.text.shout",
-        "# Copied from text.shout",
-        "# Copied from utils.text.shout  # noqa",
-        "# Copied from",
-        "# Copy of utils.text.shout",
-        "# NOTE: copied from utils.text.shout",
-    ],
-)
-def test_a_misspelt_marker_is_reported_wherever_it_stands(repo, comment):
-    status, lines = repo(f"import os\n\n{comment}\ndef shout(text):\n    return os\n\n\nx = 1  {comment}\n")
-    fault = f"{comment!r} is misspelt: write '# Copied from utils.module.name', and nothing after the name"
-    assert (status, lines) == (1, [f"run_x.py:3: {fault}", f"run_x.py:8: {fault}"])
+    ("old", "new", "stem"), [(OWN, "", "twice"), ("# the end\n", "# the end\n\n\n# ----- main\n", "text")])
+def test_a_section_without_end_is_named_and_fix_leaves_it(repo, old, new, stem):
+    script = changed(old, new)
+    words = f"utils/{stem}.py has no end: put '# ==== run_x.py ====' behind it"
+    assert repo(script, "--fix") == fault(MARKER.replace("NAME", stem), words, script)
+    assert (repo.root / "run_x.py").read_text(encoding="utf-8") == script
+
+
+def test_a_second_copy_of_a_section_is_named(repo):
+    script = changed(OWN, f"{TWICE_SECTION}\n\n{OWN}")
+    words = "utils/twice.py stands in this script twice", "twice is defined twice: first on line 32"
+    assert repo(script) == (1, [f"run_x.py:36: {words[0]}", f"run_x.py:39: {words[1]}"])
 
 
 @pytest.mark.parametrize(
-    ("script", "line"),
+    ("old", "new", "line"),
     [
-        ("# Copied from utils.text.shout\n\ndef loud(): pass\n", 1),
-        ("# Copied from utils.text.shout\n# at once\ndef loud(): pass\n", 1),
-        ("# Copied from utils.text.shout\nLOUD = 1\n", 1),
-        ("x = 1\nLOUD = 1  # Copied from utils.text.shout\ndef shout(): pass\n", 2),
-        ("def loud():\n    # Copied from utils.text.shout\n    def quiet(): pass\n", 2),
-        ("class Loud:\n    # Copied from utils.text.shout\n    def quiet(self): pass\n", 2),
-        ("if True:\n    # Copied from utils.text.shout\n    def loud(): pass\n", 2),
-        ("@staticmethod\n# Copied from utils.text.shout\ndef loud(): pass\n", 2),
-        ("x = 1\n# Copied from utils.text.shout\n", 2),
+        ("# Loud and quiet", "# Loud", 12),
+        ("quiet text.\n\n", "quiet text.\n", 13),
+        ("LIMIT = 3", "LIMIT = 3 ", 14),
+        ("Once is enough", "Once will do", 19),
+        ("    # Once is enough.\n", "", 19),
+        ('"!"', '"?"', 20),
+        ("        # the end\n", "", 26),
+        ("        # the end\n", "        # the end\n        # no, here\n", 27),
     ],
-    ids=["blank line", "comment", "assignment", "same line", "function", "method", "if", "decorator", "end of file"],
+    ids=["title", "blank line", "blank", "comment", "lost", "code", "lost at the end", "added at the end"],
 )
-def test_a_misplaced_marker_is_reported(repo, script, line):
-    fault = "is misplaced: put it right above the def, the class or its first decorator"
-    assert repo(script) == (1, [f"run_x.py:{line}: '# Copied from utils.text.shout' {fault}"])
+def test_a_section_that_differs_in_anything_is_named_with_the_line(repo, old, new, line):
+    script = changed(old, new)
+    assert repo(script) == (1, [f"run_x.py:{line}: differs from utils/text.py"])
+    assert (repo.root / "run_x.py").read_text(encoding="utf-8") == script
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"),
-    [
-        ("utils.texts.shout", "there is no utils/texts.py"),
-        ("utils.text.shot", "utils/text.py has no function or class shot at top level"),
-        ("utils.text.LIMIT", "utils/text.py has no function or class LIMIT at top level"),
-        ("utils.text.add", "utils/text.py has no function or class add at top level"),
-    ],
+    "new",
+    ["", "import numpy\n", "import other as np\n", "from numpy import np\n", "def f():\n    import numpy as np\n"],
 )
-def test_a_marker_that_names_nothing_is_reported(repo, name, fault):
-    status, lines = repo(f"x = 1\n# Copied from {name}\ndef loud(): pass\n")
-    assert (status, lines) == (1, [f"run_x.py:2: '# Copied from {name}' names nothing: {fault}"])
+def test_a_name_that_the_script_does_not_import_as_the_module_does_is_named(repo, new):
+    script = changed("import numpy as np\n", new)
+    words = "utils/text.py does not find its `import numpy as np` here"
+    assert repo(script) == fault("        return np.sum", words, script)
 
 
-def test_an_unmarked_copy_is_reported_by_its_text(repo):
-    status, lines = repo("try:\n    x = 1\nexcept OSError:\n    def whisper(text):\n        return text.lower()\n")
-    message = "whisper is an unmarked copy: write '# Copied from utils.text.whisper' above it, or rename it"
-    assert (status, lines) == (1, [f"run_x.py:4: {message}"])
+def test_a_submodule_that_only_the_module_imports_is_named(repo):
+    text = changed("import numpy", "import pyarrow.parquet\nimport numpy", TEXT).replace("Path()", "pyarrow")
+    script = changed("Path()", "pyarrow").replace("import numpy", "import pyarrow\nimport numpy", 1)
+    words = "utils/text.py does not find its `import pyarrow.parquet` here"
+    assert repo(script, text=text) == fault(MARKER.replace("NAME", "text"), words, script)
+    assert repo(changed("import pyarrow", "import pyarrow.parquet", script), text=text) == (0, [])
 
 
-def test_an_unmarked_copy_is_reported_by_the_name_of_what_another_script_copies(repo):
-    status, lines = repo("x = 1\ndef shout(sound):\n    return sound\n", run_y=SHOUT)
-    message = "shout is an unmarked copy: write '# Copied from utils.text.shout' above it, or rename it"
-    assert (status, lines) == (1, [f"run_x.py:2: {message}"])
+def test_a_name_of_a_section_that_is_missing_is_named(repo):
+    script = changed(f"{TEXT_SECTION}\n\n", "").replace(", Counter()", "")
+    words = "utils/twice.py does not find its `from utils.text import shout` here"
+    assert repo(script, run_y=SCRIPT.replace("run_x", "run_y")) == fault("    return shout", words, script)
 
 
-def test_a_name_that_no_script_copies_may_be_used_for_something_else(repo):
-    assert repo("def shout(sound):\n    return sound\n")[0] == 0
+@pytest.mark.parametrize("other", ["from gzip import open", "def open():\n    return 1\n\n\nopen()"])
+def test_a_builtin_that_is_something_else_in_the_script_is_named(repo, other):
+    old, new = "text.upper()", "open(text).read()"
+    script = changed(old, new).replace("import numpy", f"{other}\nimport numpy", 1)
+    words = "utils/text.py does not find its `open` here"
+    assert repo(script, text=changed(old, new, TEXT)) == fault("    return open(", words, script)
 
 
-# Names
+@pytest.mark.parametrize("other", ["LIMIT = 4", "def LIMIT(): pass", "from x import LIMIT", "if np:\n    LIMIT = 1"])
+def test_a_name_that_is_defined_twice_is_named(repo, other):
+    script = changed(OWN, f"{OWN}\n{other}\n")
+    number = script[: script.rindex("LIMIT")].count("\n") + 1
+    words = f"LIMIT is defined twice: first on line {line_of('LIMIT')}"
+    assert repo(script) == (1, [f"run_x.py:{number}: {words}"])
 
 
-def uses(name, line=2, copy="f"):
-    return f"run_x.py:{line}: {copy} uses {name}, which is neither a builtin, an import of both files nor another copy"
+def test_a_second_import_and_names_inside_of_other_things_are_not_defined_twice(repo):
+    own = "import numpy as np\nSHARES = [LIMIT for LIMIT in range(3)]\nother = lambda: [shout := 1]\n"
+    assert repo(changed(OWN, f"{OWN}\n{own}")) == (0, [])
+
+
+def test_a_use_in_a_method_of_the_same_name_counts(repo):
+    script = changed("def main():\n    print(", "class main:\n    def twice(self):\n        print(")
+    assert repo(script) == (0, [])
+
+
+@pytest.mark.parametrize("body", ["return 1", "return spare()", "return n.spare"])
+def test_a_name_that_the_script_does_not_use_is_named(repo, body):
+    old, new = "\n\nclass Counter", f"\n\ndef spare(n=1):\n    {body}\n\n\nclass Counter"
+    script = changed(old, new).replace("    print(", "    spare = 1\n    print(spare, ")
+    words = "spare of utils/text.py is not used in this script"
+    assert repo(script, text=changed(old, new, TEXT)) == fault("def spare", words, script)
 
 
 @pytest.mark.parametrize(
-    "definition",
-    [
-        "def f(x):\n    return LIMIT\n",
-        "def f(x=LIMIT):\n    return x\n",
-        "def f(x: LIMIT):\n    return x\n",
-        "def f() -> LIMIT:\n    return 1\n",
-        "def f(xs):\n    return [x for x in xs if x < LIMIT]\n",
-        "def f():\n    def g():\n        return lambda: LIMIT\n    return g\n",
-        "def f():\n    global LIMIT\n    LIMIT = 4\n",
-        "class f:\n    x = LIMIT\n",
-        "class f(LIMIT):\n    pass\n",
-        "class f:\n    def g(self, x=LIMIT):\n        pass\n",
-    ],
-    ids=["body", "default", "annotation", "result", "comprehension", "nested", "global", "class", "base", "method"],
+    "statement",
+    ["import utils.text", "import os, utils", "from utils.text import shout", "from tools import report",
+     "from benchmarks.ner import main", "from tests import helpers", "from run_y import main", "from . import text",
+     "from .text import shout"],
 )
-def test_a_constant_of_the_module_is_reported_wherever_the_copy_uses_it(repo, definition):
-    head = "LIMIT = 3\n\n"
-    status, lines = repo(f"{head}# Copied from utils.text.f\n{definition}", original=head + definition)
-    assert (status, lines) == (1, [uses("LIMIT", line=4)])
+def test_an_import_of_the_repository_is_named_wherever_it_stands(repo, statement):
+    script = changed("    print(", f"    import toolset\n    {statement}\n    print(")
+    single = statement.replace("os, ", "")
+    words = f"`{single}`: a script must run alone, so copy the module that it needs"
+    assert repo(script) == fault(f"    {statement}\n", words, script)
 
 
-def test_a_decorator_counts_as_used(repo):
-    status, lines = repo("# Copied from utils.text.f\n@LIMIT\ndef f(): pass\n", original="@LIMIT\ndef f(): pass\n")
-    assert (status, lines) == (1, [uses("LIMIT", line=3)])
+def test_a_module_that_no_script_has_is_named(repo):
+    assert repo(utils__spare='"""Spare."""\n\nSPARE = 1\n') == (1, ["utils/spare.py:1: stands in no script"])
 
 
-def test_locals_of_all_kinds_and_builtins_pass(repo):
-    definition = """\
-def f(a, *b, c=len, **d):
-    import json as j
-    from os import sep
-    with open(a) as e:
-        g = [h for h in e if (i := h)]
-    try:
-        pass
-    except ValueError as k:
-        print(k)
-    for m, (n, *o) in b:
-        del m
-    def p():
-        nonlocal g
-        g = q
-        return super, __name__
-    class q(dict):
-        r = 1
-        s = r
-        def t(self):
-            return super().__len__(), __class__
-    match a:
-        case [u, *v]:
-            return u, v
-    return j, sep, c, d, i, n, o, p, f, {w: x for w, x in d}, lambda y: y
-"""
-    assert repo(f"# Copied from utils.text.f\n{definition}", original=definition)[0] == 0
+@pytest.mark.parametrize("name", ["run_z", "utils__text"])
+@pytest.mark.parametrize("text", [b"x = 1\nx = (\n", b"x = 1\n# \xff\n", b"x = 1\nx = '\xff'\n"])
+def test_a_file_that_is_no_python_or_no_utf8_is_named_once(repo, name, text):
+    status, lines = repo(**{name: text})
+    assert (status, len(lines)) == (1, 1)
+    assert lines[0].startswith(f"{name.replace('__', '/')}.py:2: is no Python in UTF-8: ")
 
 
-@pytest.mark.parametrize(
-    ("imported", "body", "in_script"),
-    [
-        ("import numpy as np", "np.mean(1)", "import numpy as np"),
-        ("import os", "os.sep", "import os.path"),
-        ("from pathlib import Path", "Path(1)", "from pathlib import Path"),
-        ("import os.path as p", "p.sep", "from os import path as p"),
-        ("try:\n    import fast\nexcept ImportError:\n    fast = None", "fast", "if True:\n    import fast"),
-        ("import pyarrow as pa\nimport pyarrow.csv", "pa.csv.x", "import pyarrow as pa\nimport pyarrow.csv"),
-    ],
-)
-def test_an_import_of_both_files_passes(repo, imported, body, in_script):
-    definition = f"def f():\n    return {body}\n"
-    script = f"{in_script}\n# Copied from utils.text.f\n{definition}"
-    assert repo(script, original=f"{imported}\n{definition}")[0] == 0
+def test_a_module_without_docstring_is_named(repo):
+    status, lines = repo(text=TEXT[TEXT.index("import") :])
+    assert (status, lines) == (1, ["utils/text.py:1: has no docstring, whose first line stands in the scripts"])
 
 
-@pytest.mark.parametrize(
-    ("imported", "name", "in_script"),
-    [
-        ("import numpy as np", "np", "import numpy"),
-        ("import numpy as np", "np", "import other as np"),
-        ("from pathlib import Path", "Path", "from zipfile import Path"),
-        ("from pathlib import Path", "Path", "from pathlib import PurePath as Path"),
-        ("from pathlib import Path", "Path", "def main():\n    from pathlib import Path"),
-        ("from pathlib import Path", "Path", "Path = str"),
-        ("from io import open", "open", "import io"),
-        ("import io", "open", "def open(): pass"),
-    ],
-)
-def test_a_name_that_means_something_else_in_the_script_is_reported(repo, imported, name, in_script):
-    definition = f"def f():\n    return {name}\n"
-    script = f"{in_script}\n# Copied from utils.text.f\n{definition}"
-    line = in_script.count("\n") + 3
-    assert repo(script, original=f"{imported}\n{definition}") == (1, [uses(name, line=line)])
+def test_fix_rewrites_what_differs_says_so_and_leaves_the_rest(repo):
+    broken = changed("Once is enough", "Once will do").replace("* 2", "* 3").replace("LIMIT = 3\n", "")
+    lines = ["run_x.py: rewrote utils/text.py", "run_x.py: rewrote utils/twice.py"]
+    assert repo(broken, "--fix", run_y=SCRIPT.replace("run_x", "run_y")) == (0, lines)
+    assert (repo.root / "run_x.py").read_text(encoding="utf-8") == SCRIPT
+    assert repo(None, "--fix") == (0, [])
+    assert sorted(path.name for path in repo.root.iterdir()) == ["run_x.py", "run_y.py", "utils"]
 
 
-def test_a_submodule_that_only_the_original_imports_is_reported(repo):
-    definition = "def f(file):\n    return pa.csv.read_csv(file)\n"
-    script = f"import pyarrow as pa\n# Copied from utils.text.f\n{definition}"
-    status, lines = repo(script, original=f"import pyarrow as pa\nimport pyarrow.csv\n{definition}")
-    message = "f uses pyarrow.csv, which utils/text.py imports and run_x.py does not"
-    assert (status, lines) == (1, [f"run_x.py:3: {message}"])
+def test_fix_keeps_line_ends_the_byte_order_mark_blank_lines_and_a_missing_last_newline(repo):
+    script = ("\ufeff" + SCRIPT).replace("\n", "\r\n").replace("import numpy as np\r\n", "import numpy as np\n")
+    script = script.replace(f"{OWN[:-1]}\r\n\r\n", f"\r\n  \r\n{OWN[:-1]}\r\n\r\n\r\n")[:-2]
+    assert repo(changed("* 2", "* 3", script), "--fix") == (0, ["run_x.py: rewrote utils/twice.py"])
+    assert (repo.root / "run_x.py").read_bytes() == script.encode("utf-8")
 
 
-def test_a_copy_may_use_another_copy_and_not_a_missing_one(repo):
-    caller = "# Copied from utils.other.twice\ndef twice(text):\n    return shout(text) * 2\n"
-    for statement in ("from .text import shout", "from utils.text import shout"):
-        other = original_of(caller, head=f"{statement}\n")
-        assert repo(f"{caller}\n\n{SHOUT}", utils__other=other)[0] == 0
-    assert repo(caller, utils__other=other) == (1, [uses("shout", copy="twice")])
+def test_fix_fills_a_section_of_which_only_the_marker_stands(repo):
+    script = changed(TWICE_SECTION, TWICE_SECTION.splitlines()[0] + "\n")
+    assert repo(script, "--fix") == (0, ["run_x.py: rewrote utils/twice.py"])
+    assert (repo.root / "run_x.py").read_text(encoding="utf-8") == SCRIPT
 
 
-def test_a_copy_of_the_same_name_from_another_module_is_not_what_the_original_uses(repo):
-    caller = "# Copied from utils.other.twice\ndef twice(text):\n    return shout(text) * 2\n"
-    other = original_of(caller, head="def shout(text):\n    return text\n\n")
-    status, lines = repo(f"{caller}\n\n{SHOUT}", utils__other=other)
-    assert (status, lines) == (1, [uses("shout", copy="twice")])
+def test_fix_names_what_it_cannot_repair(repo):
+    script = changed("* 2", "* 3").replace("import numpy as np\n", "")
+    status, lines = repo(script, "--fix")
+    assert (status, lines[0]) == (1, "run_x.py: rewrote utils/twice.py")
+    assert lines[1].endswith("utils/text.py does not find its `import numpy as np` here")
 
 
-@pytest.mark.parametrize(
-    ("statement", "name"),
-    [
-        ("import utils.text", "utils.text"),
-        ("import os, utils", "utils"),
-        ("from utils.text import shout", "utils.text"),
-        ("from utils import text", "utils"),
-        ("from tests import helpers", "tests"),
-        ("from benchmarks.speed import run", "benchmarks.speed"),
-        ("from run_y import main", "run_y"),
-        ("from . import text", "."),
-        ("from .utils import text", ".utils"),
-    ],
-)
-def test_an_import_from_this_repository_is_reported_wherever_it_stands(repo, statement, name):
-    status, lines = repo(f"import utilities\n\ndef main():\n    {statement}\n")
-    message = f"imports {name}: a script must run alone, so copy what it needs from there"
-    assert (status, lines) == (1, [f"run_x.py:4: {message}"])
+def test_a_kill_while_a_script_is_written_leaves_it_whole(repo, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
 
-
-@pytest.mark.parametrize(("text", "reason"), [("x = 1\nx = (\n", "never closed"), ("x = '\udcff'", "utf-8")])
-def test_a_file_that_is_not_python_is_named(repo, text, reason):
-    (repo.root / "run_z.py").write_bytes(text.encode("utf-8", "surrogateescape"))
-    status, lines = repo(SHOUT)
-    assert status == 1 and len(lines) == 1
-    assert lines[0].startswith("run_z.py:") and "cannot be read" in lines[0] and reason in lines[0]
-
-
-# --fix
-
-
-def test_fix_rewrites_all_copies_that_differ_and_nothing_else(repo):
-    around = "import numpy as np\n\nTABLE = [1,2]   # stays\n\n{}\n\ndef main():\n\treturn 1\n\n{}\n{}\n\nmain()  \n"
-    longer = SHOUT.replace("    return", "    # more\n    # and more\n    return")
-    shorter = COUNTER.replace("    step = 1\n\n", "")
-    changed = AVERAGE.replace("mean", "median")
-    status, lines = repo(around.format(longer, shorter, changed), "--fix")
-    assert status == 0
-    assert lines == [
-        "run_x.py: rewrote shout from utils/text.py",
-        "run_x.py: rewrote Counter from utils/text.py",
-        "run_x.py: rewrote average from utils/text.py",
-        "3 copies agree with their originals in utils/",
-    ]
-    fixed = (repo.root / "run_x.py").read_bytes()
-    assert fixed.decode("utf-8") == around.format(SHOUT, COUNTER, AVERAGE)
-    assert repo(None) == repo(None, "--fix") == (0, lines[-1:])
-    assert (repo.root / "run_x.py").read_bytes() == fixed
-    assert sorted(path.name for path in repo.root.iterdir()) == ["run_x.py", "utils"]  # no temporary file is left
-
-
-def test_fix_keeps_line_ends_byte_order_mark_and_a_missing_last_newline(repo):
-    text = "\ufeffNAME = 'é'\n" + f"{SHOUT.replace('!', '?')}\n\n{COUNTER.replace('1', '2')}".replace("\n", "\r\n")[:-2]
-    assert repo(text, "--fix")[0] == 0
-    expected = "\ufeffNAME = 'é'\n" + f"{SHOUT}\n\n{COUNTER}".replace("\n", "\r\n")[:-2]
-    assert (repo.root / "run_x.py").read_bytes().decode("utf-8") == expected
-
-
-def test_fix_repairs_several_scripts_and_leaves_what_it_cannot_repair(repo):
-    renamed = SHOUT.replace("def shout", "def cry")
-    status, lines = repo(SHOUT.replace("!", "?"), "--fix", run_y=f"{renamed}\n\n{COUNTER.replace('1', '2')}")
-    assert status == 1
-    assert lines == [
-        "run_x.py: rewrote shout from utils/text.py",
-        "run_y.py: rewrote Counter from utils/text.py",
-        "run_y.py:1: cry is a renamed copy of shout in utils/text.py: a copy keeps the name",
-    ]
-    assert (repo.root / "run_x.py").read_text(encoding="utf-8") == SHOUT
-    assert (repo.root / "run_y.py").read_text(encoding="utf-8") == f"{renamed}\n\n{COUNTER}"
-
-
-def test_without_fix_no_file_is_written(repo):
-    text = SHOUT.replace("!", "?")
-    assert repo(text)[0] == 1
-    assert (repo.root / "run_x.py").read_text(encoding="utf-8") == text
+    monkeypatch.setattr(Path, "replace", killed)
+    script = changed("* 2", "* 3")
+    with pytest.raises(KeyboardInterrupt):
+        repo(script, "--fix")
+    assert (repo.root / "run_x.py").read_text(encoding="utf-8") == script
