@@ -29,7 +29,7 @@ demo: $(ENV) ## open a local page to try the models in outputs/ on; trains small
 test: $(ENV) ## run the tests, except the slow ones (.ci/run runs everything)
 	$(BIN)/python -m pytest
 
-fix: $(ENV) ## repair what ruff can repair, and rewrite copies that differ from their original in utils/
+fix: $(ENV) ## repair what ruff can repair, and rewrite sections that differ from their module in utils/
 	$(BIN)/python -m ruff check --fix . ; status=$$?; $(BIN)/python -m tools.check_copies --fix && exit $$status
 
 clean: ## remove what quickstart, demo and the tests wrote; .venv and all other outputs stay

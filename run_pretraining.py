@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.13", "transformers>=5.23", "accelerate>=1.15", "datasets>=5.2", "numpy>=2.4",
-#                 "pyarrow>=26.0", "huggingface-hub>=2.4", "PyYAML>=6.0", "tqdm>=4.67", "nanotoken>=0.1.0",
-#                 "sentencex>=1.0", "wandb>=0.31"]
+# dependencies = ["torch>=2.13", "transformers>=5.23", "accelerate>=1.15", "datasets>=5.2",
+#                 "multiprocess>=0.70.19", "numpy>=2.4", "pyarrow>=26.0", "huggingface-hub>=2.4",
+#                 "PyYAML>=6.0", "tqdm>=4.67", "nanotoken>=0.1.0", "sentencex>=1.0", "wandb>=0.31"]
 # ///
 """Train a BERT-style model on BERT's own two tasks at once: masked words, and whether one segment follows another.
 
@@ -23,6 +23,7 @@ import copy
 import csv
 import ctypes
 import difflib
+import errno
 import glob
 import gzip
 import hashlib
@@ -37,18 +38,21 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import zlib
 from array import array
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 try:
     import datasets
     import huggingface_hub
+    import multiprocess
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute
@@ -60,278 +64,349 @@ try:
     import transformers
     import yaml
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
+    from accelerate.utils import send_to_device, set_seed
     from torch.utils.data import DataLoader, Sampler
     from tqdm import tqdm
     from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer, get_scheduler
+    from transformers.hf_argparser import string_to_bool
 except ImportError as error:
-    print(f"run_pretraining.py: error: {error}. Install what it needs: pip install torch transformers accelerate "
-          "datasets numpy pyarrow huggingface-hub PyYAML tqdm nanotoken sentencex wandb", file=sys.stderr)
+    print(f"run_pretraining.py: error: {error}. Install what it needs: "
+          "pip install torch transformers accelerate datasets multiprocess numpy pyarrow"
+          " huggingface-hub PyYAML tqdm nanotoken sentencex wandb", file=sys.stderr)
     sys.exit(2)
 
 DEFAULT_DATASET = "stanfordnlp/imdb"  # taken where no data are named, so that a bare call runs
-MODELS = ("bert", "albert", "big_bird", "ernie", "megatron-bert", "mobilebert")  # those with heads for both tasks
+# Kinds of models with heads for both tasks.
+MODELS = ("bert", "albert", "big_bird", "ernie", "megatron-bert", "mobilebert")
+OBJECTIVES = {"nsp": "next sentence", "sop": "sentence order"}
 
 
 # ---------------------------------------------------------------- arguments
 
 
 def parse_args(argv=None):
-    parser = ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False, formatter_class=HelpFormatter)
-    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed beside it win")
-    add_model_and_data_flags(parser)
-    add_training_flags(parser)
-    add_output_flags(parser)
+    parser = ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False,
+                            formatter_class=HelpFormatter)
+    data = add_model_and_data_flags(parser, default_dataset=DEFAULT_DATASET, rows="documents",
+                                    examples="pairs", shortest=5, max_seq_length=128,
+                                    length_help="tokens per pair, [CLS] and [SEP]s too")
+    add_pair_flags(data)
+    add_flags(
+        parser.add_argument_group("pairs"),
+        ("pair_unit", ["sentence", "segment"], "segment", "segments packed up to --max_seq_length, "
+         "or single sentences"),
+        ("short_seq_prob", number(float, 0, 1), 0.1, "share of the segments that are packed to "
+         "less"),
+        ("mlm_weight", AMOUNT, 1.0, "of the loss of masked tokens in the sum"),
+        ("nsp_weight", AMOUNT, 1.0, "of the loss of pairs in the sum"),
+    )
+    add_masking_flags(parser)
+    add_loop_flags(parser, "pretraining", "pairs")
     args = parse_with_config(parser, argv)
-    check_args(args, parser)
-    return args
-
-
-def add_model_and_data_flags(parser):
-    group = parser.add_argument_group("model")
-    add = group.add_argument
-    add("--model", "--model_name_or_path", default="bert-base-uncased", help="Hub name or folder")
-    add("--tokenizer_name", help="Hub name or folder of the tokenizer (default: the model's)")
-    add("--model_revision", default="main", help="branch, tag or commit on the Hub")
-    add_switch(group, "--from_scratch", "the model's config alone, with random weights")
-    add("--config_overrides", metavar="KEY=VALUE,…", help="config settings to change, as hidden_dropout_prob=0; for "
-                                                          "pretrained models too")
-    add_switch(group, "--trust_remote_code", "run code that comes with the model")
-    group = parser.add_argument_group("data")
-    add = group.add_argument
-    add("--dataset_name", help=f"Hub name or folder (default: {DEFAULT_DATASET} where no file is given)")
-    add("--dataset_config_name", help="configuration of that data set")
-    add("--train_file", nargs="+", help="files or globs to train on")
-    add("--validation_file", nargs="+", help="files or globs to evaluate on")
-    add("--test_file", nargs="+", help="files or globs for the predict_ scores at the end")
-    add("--text_column_name", default="text", help="column of a table")
-    add("--validation_split_percentage", type=float, default=10, help="percent of the training documents to "
-        "evaluate on where there are no validation data, the same for every seed; 0 is none")
-    add("--max_seq_length", type=int, default=128, help="tokens per pair, [CLS] and [SEP]s too")
-    add("--max_train_samples", type=int, help="train on a random sample of so many pairs an epoch (default: all)")
-    add("--max_eval_samples", type=int, help="the same for evaluation (default: all)")
-    add("--max_predict_samples", type=int, help="the same for test data (default: all)")
-    add("--preprocessing_num_workers", type=int, help="processes that tokenize (default: 1, with threads on all cores)")
-    add_switch(group, "--overwrite_cache", "prepare the data anew even where the cache holds them")
-    add_switch(group, "--prepare_only", "prepare and cache the data, without a model, and end")
-    group = parser.add_argument_group("pairs")
-    add = group.add_argument
-    add("--document_separator", choices=["auto", "blank_line", "line", "row"], default="auto", help="what ends a "
-        "document; auto: in text a blank line, or without any each line; in a table each row")
-    add("--sentences_per_document", type=int, help="cut documents after so many sentences (default: not at all)")
-    add("--language", default="en", help="of the text, as en or de, for its sentences; another code gets general rules")
-    add_switch(group, "--sentence_per_line", "each line, or row, is a sentence already")
-    add("--pair_unit", choices=["sentence", "segment"], default="segment", help="segments packed up to "
-        "--max_seq_length, or single sentences")
-    add("--short_seq_prob", type=float, default=0.1, help="share of the segments that are packed to less")
-    add("--objective", choices=["nsp", "sop"], default="nsp", help="not next is: a random sentence of another "
-        "document, or, for sentence order prediction, the two in the other order")
-    add("--mlm_weight", type=float, default=1.0, help="of the loss of masked tokens in the sum")
-    add("--nsp_weight", type=float, default=1.0, help="of the loss of pairs in the sum")
-    group = parser.add_argument_group("masking")
-    add = group.add_argument
-    add("--masking", choices=["token", "whole_word"], default="token", help="hide tokens or words")
-    add("--mlm_probability", type=float, default=0.15, help="share to hide")
-    add("--mask_replace_prob", type=float, default=0.8, help="share of the hidden shown as [MASK]")
-    add("--random_replace_prob", type=float, default=0.1, help="share shown as a random token; the rest stays as it is")
-
-
-def add_training_flags(parser):
-    group = parser.add_argument_group("training")
-    add = group.add_argument
-    add_switch(group, "--do_train", "train, and evaluate where there are data for it; without any --do_ flag, all "
-                                            "that the data allow")
-    add_switch(group, "--do_eval", "evaluate")
-    add_switch(group, "--do_predict", "score the test data")
-    add("--per_device_train_batch_size", type=int, default=16, help="pairs per process and pass")
-    add("--per_device_eval_batch_size", type=int, default=16, help="the same in evaluation")
-    add("--gradient_accumulation_steps", type=int, default=1, help="passes per update")
-    add("--learning_rate", type=float, default=5e-5, help="peak, for AdamW")
-    add("--weight_decay", type=float, default=0.0, help="never on biases and LayerNorm")
-    add("--max_grad_norm", type=float, default=1.0, help="to clip at; 0 does not clip")
-    add("--num_train_epochs", type=float, default=3.0, help="passes over the data")
-    add("--max_steps", type=int, default=-1, help="updates, instead of epochs where above 0")
-    add("--lr_scheduler_type", default="linear", help="course of the learning rate", choices=[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"])
-    add("--warmup_steps", type=float, default=0, help="updates, or below 1 a share of all")
-    add("--mixed_precision", choices=["auto", "no", "bf16", "fp16"], default="auto", help="auto: as the launcher says, "
-        "else bf16 where the hardware computes it natively; no: float32")
-    add_switch(group, "--gradient_checkpointing", "less memory, more time")
-    add("--dataloader_num_workers", type=int, default=0, help="data workers per process")
-    add("--cpu_threads", type=int, help="torch threads per process (default: physical cores / processes)")
-    add("--seed", type=int, default=42, help="of weights, order, pairs, masks and dropout")
-
-
-def add_output_flags(parser):
-    group = parser.add_argument_group("output")
-    add = group.add_argument
-    add("--output_dir", default="outputs/pretraining", help="folder for all that a run leaves behind")
-    add_switch(group, "--overwrite_output_dir", "train although a model or checkpoints lie there, and replace them")
-    add("--eval_strategy", choices=["no", "steps", "epoch"], default="epoch", help="when to evaluate")
-    add("--eval_steps", type=float, help="updates, or below 1 a share of all (default: as --logging_steps)")
-    add("--save_strategy", choices=["no", "steps", "epoch"], default="epoch", help="when to save")
-    add("--save_steps", type=float, default=500, help="updates, or below 1 a share of all")
-    add("--logging_steps", type=float, default=10, help="updates between two lines of the log, or below 1 a share")
-    add("--save_total_limit", type=int, default=2, help="checkpoints that are kept")
-    add_switch(group, "--load_best_model_at_end", "keep the model with the lowest eval_loss")
-    add("--resume_from_checkpoint", nargs="?", const="latest", metavar="latest|PATH",
-        help="go on from a checkpoint; latest: the newest whole one in --output_dir")
-    add("--report_to", nargs="+", choices=["none", "wandb", "trackio", "tensorboard"], default=["none"], help="tracker")
-    add("--run_name", help="name in the trackers (default: --output_dir)")
-    add_switch(group, "--push_to_hub", "upload the model to the Hub at the end")
-    add("--hub_model_id", help="repository to push to (default: the last part of --output_dir)")
-
-
-def check_args(args, parser):
-    """Find settings that cannot work before anything is loaded, and fill in those that depend on others."""
-    args.eval_steps = args.logging_steps if args.eval_steps is None else args.eval_steps
-    bounds = {"max_seq_length": (5, math.inf, "5 or more: [CLS], one token, [SEP], one token and [SEP]"),
-              "validation_split_percentage": (0, 99, "0 to 99"),
-              "mlm_probability": (1e-9, 1, "a share above 0 and up to 1"),
-              "short_seq_prob mask_replace_prob random_replace_prob": (0, 1, "0 to 1"),
-              "dataloader_num_workers learning_rate weight_decay max_grad_norm warmup_steps mlm_weight nsp_weight": (
-                  0, math.inf, "0 or more"), "seed": (0, 2**32 - 1, "0 to 4294967295"),
-              "sentences_per_document": (2, math.inf, "2 or more"),
-              "eval_steps save_steps logging_steps num_train_epochs": (1e-9, math.inf, "more than 0"),
-              "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit "
-              "cpu_threads max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers": (
-                  1, math.inf, "1 or more")}
-    for names, (low, high, expected) in bounds.items():
-        for name in names.split():
-            value = getattr(args, name)
-            if value is not None and not low <= value <= high:
-                parser.error(f"--{name} is {value}; expected {expected}")
-    if args.mask_replace_prob + args.random_replace_prob > 1:
-        parser.error("--mask_replace_prob and --random_replace_prob add up to more than 1; give shares as 0.8 and 0.1")
+    check_masking_flags(args, parser)
+    check_loop_flags(args, parser)
     if not args.mlm_weight + args.nsp_weight:
         parser.error("--mlm_weight and --nsp_weight are both 0; there would be nothing to learn")
-    if args.load_best_model_at_end and (args.save_strategy == "no" or args.eval_strategy != args.save_strategy or (
-            args.save_strategy == "steps" and args.save_steps % args.eval_steps)):
-        parser.error("--load_best_model_at_end needs scores of every model that is saved: give --save_strategy and "
-                     "--eval_strategy the same value, and --save_steps a multiple of --eval_steps")
-    if args.resume_from_checkpoint and args.overwrite_output_dir:
-        parser.error("--overwrite_output_dir would remove what --resume_from_checkpoint goes on with; give one of them")
-    args.report_to = sorted({*args.report_to} - {"none"})
-    for package in args.report_to:
-        if not importlib.util.find_spec(package):  # accelerate would log nothing and say nothing
-            parser.error(f"--report_to {package}: the package is not installed; pip install {package}")
     files = args.train_file or args.validation_file or args.test_file
-    todo = args.do_train or args.do_eval or args.do_predict
-    if files and args.dataset_name:
-        parser.error("--dataset_name and files were given; expected one of the two")
-    if not files and not args.dataset_name:
-        args.dataset_name = DEFAULT_DATASET
-    if not todo:
-        args.do_train, args.do_predict = bool(args.train_file or args.dataset_name), bool(args.test_file)
-        args.do_eval = bool(args.train_file or args.validation_file or args.dataset_name)
-    if args.do_train and not (args.train_file or args.dataset_name):
-        parser.error("--do_train has nothing to train on: give --train_file or --dataset_name")
-    args.run_name = args.run_name or args.output_dir
-
-
-# ---------------------------------------------------------------- data
-
-
-def prepare_data(args, tokenizer):
-    """Prepare the splits that the run needs: dict of split to (documents, counts, name of the source)."""
-    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    splits = ["train", "validation"]
-    if args.do_predict or (args.prepare_only and args.test_file):
-        splits.append("test")
-    sources = find_sources(files, args.dataset_name, args.dataset_config_name, args.text_column_name, splits,
-                           args.document_separator)
-    parts = choose_parts(sources, args.validation_split_percentage, {
-        "train": args.do_train, "validation": args.do_eval, "test": args.do_predict},
-        args.load_best_model_at_end)
-    data, seen = {}, set()
-    overwrite = args.overwrite_cache and int(os.environ.get("RANK", 0)) == 0  # the others find what the first prepared
-    for split, (source, part) in parts.items():
-        source = split_sentences(source, args.language, args.sentence_per_line)
-        tokens, counts = tokenize_source(source, tokenizer, num_proc=args.preprocessing_num_workers,
-                                         overwrite=overwrite and source[0] not in seen)
-        seen.add(source[0])
-        documents = Documents(tokens, part, args.sentences_per_document)
-        check_documents(documents, source[2], split, part, args.objective)
-        counts["unknown"] = sum(int((piece == tokenizer.unk_token_id).sum()) for piece in documents.pieces)
-        counts["text_tokens"] = sum(map(len, documents.pieces))
-        counts["part"] = f"{part} {args.sentences_per_document}"
-        data[split] = (documents, counts, source[2])
-    return data
-
-
-def check_documents(documents, name, split, part, objective):
-    """Raise InputError, which says how to go on, where documents are too few for pairs."""
-    needed = 2 if objective == "nsp" else 1  # a random B has to come from another one
-    if len(documents) >= needed:
-        return
-    found = (f"one document only, with {documents.starts[-1]:,} sentences" if len(documents) else
-             "no document of two sentences or more")
-    advice = ("Separate documents by blank lines, or give --document_separator line, or --sentences_per_document 50 to "
-              "cut a long one; --objective sop needs but one.")
-    if documents.single > len(documents):
-        advice = ("Where lines without blank lines between them belong together, give --document_separator blank_line, "
-                  "and --sentences_per_document 50 to cut a long document.")
-    if part[0] != "all":
-        advice += " Or give --validation_file, or --validation_split_percentage 0."
-    raise InputError(f"{name}: its {split} part has {found}; {documents.single:,} of one sentence make no "
-                     f"pairs; expected at least {needed}, as a random B comes from another. {advice}")
-
-
-def make_collators(args, tokenizer, data):
-    """Make the collator of each split. Those of evaluation have seed 0, whatever the run's, so that runs compare."""
-    special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)
-    special[tokenizer.all_special_ids] = True
-    masking = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer), "mask_prob": args.mlm_probability,
-               "mask_replace_prob": args.mask_replace_prob, "random_replace_prob": args.random_replace_prob}
-    sample = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
-    return {split: PretrainingCollator(
-        documents, size=args.max_seq_length - 3, edges=edge_ids(tokenizer), pad_id=tokenizer.pad_token_id,
-        unit=args.pair_unit, objective=args.objective, short_seq_prob=args.short_seq_prob,
-        seed=args.seed if split == "train" else 0, sample=sample[split], special=special, masking=masking,
-        continues=word_continuations(tokenizer) if args.masking == "whole_word" else None)
-        for split, (documents, _, _) in data.items()}
-
-
-def describe_data(data, pairs, begun, say):
-    """Say what the data are, how long it took to prepare them since `begun`, and what looks wrong with them."""
-    say(f"Prepared    in {time.perf_counter() - begun:.2f} s")
-    for split, (documents, _, name) in data.items():
-        made = f"{pairs[split].count(0):,} pairs an epoch of up to {pairs[split].size + 3} tokens, " if pairs else ""
-        left_out = f"; {documents.single:,} documents of one sentence are left out" if documents.single else ""
-        say(f"{split.capitalize():<11} {made}out of {documents.starts[-1]:,} sentences, {documents.lengths.sum():,} "
-            f"tokens, in {len(documents):,} documents of {name}{left_out}")
-    counts = next(iter(data.values()))[1]
-    repeated, pieces = counts["repeated"] / counts["paragraphs"], counts["text_tokens"] / counts["words"]
-    unknown = counts["unknown"] / max(1, counts["text_tokens"])
-    say(f"Text        {counts['paragraphs']:,} sentences, {repeated:.1%} of them repeated; {pieces:.2f} tokens a word, "
-        f"{unknown:.2%} unknown")
-    for wrong, warning in (
-            (repeated > 0.1, "many sentences stand there more than once; some may be trained and evaluated on alike"),
-            (unknown > 0.01 or pieces > 2.5, "the tokenizer knows few of these words; another model may fit better"),
-            (counts["words"] > 100 * counts["paragraphs"], "sentences are very long; is --language right?")):
-        if wrong:
-            say(f"  Careful:  {warning}")
+    choose_tasks(args, parser, DEFAULT_DATASET, files, needs_data=True)
+    return args
 
 
 # ---------------------------------------------------------------- pairs, masks and order
 
 
+# ==== utils/batches.py, whole (to change it, change it there; `make fix` copies it) ====
+# Which examples a batch holds, and how rows of different length stand in it.
+
+def pad(rows, value):
+    """Put int64 arrays (length,) under each other, filled up with value: (batch, longest)."""
+    padded = np.full((len(rows), max(map(len, rows))), value)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+class GlobalBatchSampler(Sampler):
+    """Micro-batches of one process, the same per update for any number of processes.
+
+    An epoch's order is `default_rng((seed, epoch)).permutation(n)`, cut into global batches of
+    batch_size x accumulation_steps x num_processes examples; the last may be smaller, and no
+    example stands twice. Set `epoch` before each pass, and `first_update` where a resume goes on
+    within it: nothing before it is read.
+
+    Args:
+        n: number of examples, or a function that gives it for each epoch, from 0.
+        batch_size: examples per process and pass.
+        accumulation_steps: passes per update.
+        num_processes, rank: how many processes train together, and which this is.
+        seed: seed of the run, at least 0.
+    """
+
+    def __init__(self, n, batch_size, accumulation_steps, num_processes, rank, seed):
+        self.n, self.seed = n, seed
+        self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
+        self.num_processes, self.rank = num_processes, rank
+        self.epoch = self.first_update = 0
+        self.global_batch = batch_size * accumulation_steps * num_processes
+
+    def __iter__(self):
+        order, size = self.order(), self.global_batch
+        for start in range(self.first_update * size, len(order), size):
+            # Even pieces of the update, which follow each other over the processes; of the last
+            # one, some may be empty.
+            pieces = np.array_split(order[start : start + size], self.accumulation_steps
+                                    * self.num_processes)
+            yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
+
+    def __len__(self):
+        return self.updates_in(self.epoch) * self.accumulation_steps
+
+    def order(self):
+        """Draw the order of the examples of the epoch: int64, (examples,)."""
+        # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0
+        # in epoch 1.
+        return np.random.default_rng((self.seed,
+                                      self.epoch)).permutation(self.examples_in(self.epoch))
+
+    def examples_in(self, epoch):
+        return self.n(epoch) if callable(self.n) else self.n
+
+    def updates_in(self, epoch):
+        return math.ceil(self.examples_in(epoch) / self.global_batch)
+
+    def updates_until(self, epochs):
+        """Count the updates of so many epochs, which may be a fraction."""
+        whole = int(epochs)
+        # 0.1 x 50 is 5
+        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0
+        return sum(map(self.updates_in, range(whole))) + math.ceil(rest)
+
+    def place(self, update):
+        """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
+        epoch = 0
+        while update and update >= self.updates_in(epoch):
+            update -= self.updates_in(epoch)
+            epoch += 1
+        return epoch, update
+
+    def epochs_until(self, update):
+        """Count the epochs that the updates up to this one make, as a fraction."""
+        epoch, done = self.place(update)
+        return epoch + (done / self.updates_in(epoch) if done else 0)
+
+    def examples_until(self, update):
+        """Count the examples, of all processes, that the updates up to this one have seen."""
+        epoch, done = self.place(update)
+        return sum(map(self.examples_in, range(epoch))) + done * self.global_batch
+
+
+# ==== utils/masks.py, whole (to change it, change it there; `make fix` copies it) ====
+# Tokens that are hidden, and the scores of a model where they are.
+
+def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
+                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
+    """Hide tokens: by default 80% become [MASK], 10% a random token, 10% stay.
+
+    An example is masked alike on one GPU or eight, in any data worker, and after a resume.
+
+    Args:
+        input_ids: token ids before padding, int64 array of shape (seq,).
+        special: True where a token is left alone, such as [CLS]; bool array of shape (seq,).
+        mask_id: id of [MASK].
+        vocab_size: random replacements are drawn from [0, vocab_size).
+        seed: seed of the run, at least 0; evaluation always uses 0, so that scores of different
+            runs can be compared.
+        epoch: pass over the data, from 0; evaluation always uses 0.
+        example_id: index of the example in the dataset, before shuffling and sharding.
+        mask_prob: chance that a token is chosen, or a word where continues is given; from 0 to 1.
+        mask_replace_prob: share of the chosen tokens that become [MASK], from 0 to 1.
+        random_replace_prob: share of the chosen tokens that become a random token; what is left of
+            1 stays.
+        continues: for whole-word masking, True where a token goes on with the word before it; bool,
+            shape (seq,).
+
+    Returns:
+        (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is
+        predicted.
+
+    Raises:
+        ValueError: a probability is outside [0, 1], or the two shares add up to more than 1.
+
+    Source: Devlin et al. 2018, section 3.1 and appendix A.1, https://arxiv.org/abs/1810.04805;
+    whole words: https://github.com/google-research/bert, "whole word masking" (each token of a word
+    meets its own fate).
+    """
+    if not 0 <= mask_prob <= 1:
+        raise ValueError(f"mask_prob is {mask_prob}; give a fraction from 0 to 1, such as 0.15")
+    if (min(mask_replace_prob, random_replace_prob) < 0 or mask_replace_prob + random_replace_prob
+        > 1):
+        raise ValueError(f"mask_replace_prob is {mask_replace_prob} and random_replace_prob is "
+                         f"{random_replace_prob}; give two fractions from 0 to 1 that add up to at "
+                         "most 1, such as 0.8 and 0.1")
+    # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 what seed 0 does in
+    # epoch 1.
+    rng = np.random.default_rng((seed, epoch, example_id))
+    chosen = rng.random(len(input_ids)) < mask_prob  # (seq,)
+    if continues is not None:  # the draw of a word's first token decides for the whole word
+        chosen = chosen[np.maximum.accumulate(np.where(continues, 0, np.arange(len(input_ids))))]
+    chosen &= ~special
+    fate = rng.random(len(input_ids))  # (seq,), uniform in [0, 1)
+    substitutes = rng.integers(vocab_size, size=len(input_ids))  # (seq,)
+    masked_ids = np.where(chosen & (fate < mask_replace_prob), mask_id, input_ids)
+    masked_ids = np.where(chosen & (fate >= 1 - random_replace_prob), substitutes, masked_ids)
+    return masked_ids, np.where(chosen, input_ids, -100)
+
+
+def word_continuations(tokenizer):
+    """Say for each token whether it goes on with the word before it: bool, (vocab,).
+
+    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the
+    sign that most tokens carry; without any, each token is a word of its own. Index it with ids to
+    get mask_tokens' `continues`.
+    """
+    # More than there are tokens where ids are left out.
+    size = max(tokenizer.get_vocab().values()) + 1
+    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
+    counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
+    sign = max(counts, key=counts.get)
+    # Line feed, tab and carriage return part words too.
+    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign
+    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
+    continues[list(tokenizer.added_tokens_decoder)] = (
+        False  # [CLS] and its like, and words that a user added
+    )
+    return continues
+
+
+class Masker:
+    """Hide tokens of rows, as mask_tokens does, and list what is to be predicted.
+
+    Args:
+        tokenizer: its special tokens are never hidden.
+        args: Namespace of the masking flags.
+        seed: as of mask_tokens.
+    """
+
+    def __init__(self, tokenizer, args, seed):
+        self.special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # (vocab,)
+        self.special[tokenizer.all_special_ids] = True
+        # (vocab,)
+        self.continues = word_continuations(tokenizer) if args.masking == "whole_word" else None
+        self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
+                         "seed": seed, "mask_prob": args.mlm_probability,
+                         "mask_replace_prob": args.mask_replace_prob,
+                         "random_replace_prob": args.random_replace_prob}
+
+    def __call__(self, rows, example_ids, epoch):
+        """Mask rows of ids, int64 arrays of shape (seq,), of the examples with these numbers.
+
+        Returns:
+            (masked_rows, positions, targets): the rows; where tokens are to be predicted in the
+            flattened batch, (predicted,); and which, (predicted,).
+        """
+        pairs = []
+        for ids, example_id in zip(rows, example_ids, strict=True):
+            continues = None if self.continues is None else self.continues[ids]
+            pairs.append(mask_tokens(ids, self.special[ids], epoch=epoch, example_id=example_id,
+                                     continues=continues, **self.settings))
+        masked, labels = zip(*pairs, strict=True)
+        labels = pad(labels, -100).ravel()  # (batch x seq,)
+        # Found here, on the CPU: a GPU would have to be waited for.
+        positions = (labels != -100).nonzero().ravel()
+        return masked, positions, labels[positions]
+
+
+def add_masking_flags(parser):
+    """Add the flags that say what is hidden."""
+    share = number(float, 0, 1)
+    add_flags(
+        parser.add_argument_group("masking"),
+        ("masking", ["token", "whole_word"], "token", "hide tokens or words"),
+        ("mlm_probability", number(float, 0, 1, above=True), 0.15, "share to hide"),
+        ("mask_replace_prob", share, 0.8, "share of the hidden shown as [MASK]"),
+        ("random_replace_prob", share, 0.1, "share shown as a random token; the rest stays as it "
+         "is"),
+    )
+
+
+def check_masking_flags(args, parser):
+    if args.mask_replace_prob + args.random_replace_prob > 1:
+        parser.error("--mask_replace_prob and --random_replace_prob add up to more than 1; give "
+                     "shares as 0.8 and 0.1")
+
+
+def masked_outputs(model, batch):
+    """Run a masked language model, with its output layer only where a token is to be predicted.
+
+    That layer costs as much as the encoder in small models, and six in seven of its rows would be
+    thrown away. A hook keeps the wanted ones; of a model that does not call its output embeddings
+    as a layer, all are computed.
+
+    Args:
+        model: a model with get_output_embeddings, also inside DistributedDataParallel.
+        batch: positions (predicted,) in the flattened batch, targets, perhaps next_sentence_label,
+            and the model's inputs: input_ids (batch, seq).
+
+    Returns:
+        float32 scores of shape (predicted, vocab), and all that the model returned.
+    """
+    aims = "positions", "targets", "next_sentence_label"
+    inputs = {name: tensor for name, tensor in batch.items() if name not in aims}
+    positions, tokens = batch["positions"], batch["input_ids"].numel()
+    head = getattr(model, "module", model).get_output_embeddings()
+
+    def keep_positions(_, args):
+        hidden = args[0]  # (batch, seq, hidden), or for some models (batch x seq, hidden)
+        fits = hidden.shape[:-1].numel() == tokens
+        return (hidden.reshape(tokens, -1)[positions], *args[1:]) if fits else None
+
+    hook = (head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module)
+            else nullcontext())
+    with hook:
+        outputs = model(**inputs)
+    logits = outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits
+    if logits.dim() == 3:
+        logits = logits[:, : batch["input_ids"].shape[1]].flatten(0, 1)[positions]
+    return logits.float(), outputs  # a sum of thousands of bfloat16 terms loses its last digits
+
+
 # ==== utils/pairs.py, whole (to change it, change it there; `make fix` copies it) ====
 # Documents of sentences, and how an epoch pairs them.
+
+def add_pair_flags(group):
+    """Add the flags that say what documents, sentences and pairs are to a group of a parser."""
+    add_flags(
+        group,
+        ("text_column_name", str, "text", "column of a table that holds the documents"),
+        ("document_separator", ["auto", "blank_line", "line", "row"], "auto", "what ends a "
+         "document; auto: in text a blank line, or without any each line; in a table each row"),
+        ("sentences_per_document", number(int, 2), None, "cut documents after so many sentences "
+         "(default: not at all)"),
+        ("language", str, "en", "of the text, as en or de, for its sentences; another code gets "
+         "general rules"),
+        ("sentence_per_line", bool, False, "each line, or row, is a sentence already"),
+        ("objective", ["nsp", "sop"], "nsp", "not next is: a random sentence of another document, "
+         "or, for sentence order prediction, the two in the other order"),
+    )
+
 
 class Documents:
     """Tokenized sentences in their documents, found by number without a copy of them in memory.
 
-    Sentences without tokens are left out, and documents of which a single sentence is left, as they make no pair.
+    Sentences without tokens are left out, and documents of which a single sentence is left, as they
+    make no pair.
 
     Args:
-        table: Dataset of `ids` (int32 lists) and `document`, a row for each sentence, in the Arrow format.
-        part: (which, percent): "all" documents, "drawn" ones of so many percent but two at least, by number alone, or
-            the "rest".
-        sentences_per_document: cut documents after so many sentences, before any are drawn; None leaves them whole.
+        table: Dataset of `ids` (int32 lists) and `document`, a row for each sentence, in the Arrow
+            format.
+        part: (which, percent): "all" documents, "drawn" ones of so many percent but two at least,
+            by number alone, or the "rest".
+        sentences_per_document: cut documents after so many sentences, before any are drawn; None
+            leaves them whole.
 
     Attributes:
-        starts: number of the first sentence of each document, and that of all sentences; int64, (documents + 1,).
+        starts: number of the first sentence of each document, and that of all sentences; int64,
+            (documents + 1,).
         lengths: tokens of each sentence; int64, (sentences,).
         single: how many documents were left out for their single sentence, before any were drawn.
     """
@@ -345,13 +420,15 @@ class Documents:
         if sentences_per_document:
             document = np.cumsum(begins) - 1
             place = np.arange(len(rows)) - np.flatnonzero(begins)[document]  # in its document
-            alone = (place > 0) & (place + 1 == np.bincount(document)[document])  # a rest of one stays with the others
+            # A rest of one stays with the others.
+            alone = (place > 0) & (place + 1 == np.bincount(document)[document])
             begins = (place % sentences_per_document == 0) & ~alone
         numbers = np.cumsum(begins) - 1  # from 0, without gaps
         sentences = np.bincount(numbers, minlength=int(begins.sum()))  # of each document
         usable = np.flatnonzero(sentences > 1)
         share = round(len(usable) * part[1] / 100)
-        share = max(0, min(max(2, share), len(usable) - 2))  # two at least in each, if there are four
+        # Two at least in each, if there are four.
+        share = max(0, min(max(2, share), len(usable) - 2))
         drawn = usable[np.random.default_rng(0).permutation(len(usable))[:share]]
         wanted = np.zeros(len(sentences), dtype=bool)
         wanted[{"all": usable, "drawn": drawn, "rest": np.setdiff1d(usable, drawn)}[part[0]]] = True
@@ -363,15 +440,15 @@ class Documents:
         # Where the tokens of a sentence lie: in which piece of the table, and from where on in it.
         chunks = table.data["ids"].chunks
         self.piece = np.repeat(np.arange(len(chunks)), list(map(len, chunks)))[rows]
-        offsets = [chunk.offsets.to_numpy()[:-1] for chunk in chunks]
-        self.offset = np.concatenate([np.zeros(0, np.int64), *offsets])[rows]
+        self.offset = np.concatenate([chunk.offsets.to_numpy()[:-1] for chunk in chunks])[rows]
         self.map_pieces()
 
     def map_pieces(self):
-        self.pieces = [chunk.values.to_numpy() for chunk in self.table.data["ids"].chunks]  # no copies
+        # No copies.
+        self.pieces = [chunk.values.to_numpy() for chunk in self.table.data["ids"].chunks]
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "pieces"}
+        return self.__dict__ | {"pieces": None}  # mapped anew in each data worker
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -382,12 +459,13 @@ class Documents:
 
     def ids(self, start, end):
         """Token ids of the sentences from `start` up to `end`, one after the other: int64 array."""
-        parts = [self.pieces[piece][offset : offset + length] for piece, offset, length in zip(
-            self.piece[start:end], self.offset[start:end], self.lengths[start:end], strict=True)]
+        parts = [self.pieces[piece][offset : offset + length] for piece, offset, length
+                 in zip(self.piece[start:end], self.offset[start:end], self.lengths[start:end],
+                        strict=True)]
         return np.concatenate(parts or [np.zeros(0)]).astype(np.int64)
 
     def around(self, sentence):
-        """The document that a sentence stands in: (number of its first sentence, number behind its last)."""
+        """The document of a sentence: (number of its first sentence, number behind its last)."""
         document = np.searchsorted(self.starts, sentence, side="right") - 1
         return self.starts[document], self.starts[document + 1]
 
@@ -396,39 +474,232 @@ def plan_sentences(documents, seed, epoch):
     """Plan an epoch in which each sentence but the last of a document is A once.
 
     Returns:
-        int64 array (pairs, 4): A is the sentences from column 0 up to column 1, its true B those from there up to
-        column 2, and column 3 is the label: 0 where B follows A, 1 where another B is to take its place.
+        int64 array (pairs, 4): A is the sentences from column 0 up to column 1, its true B those
+        from there up to column 2, and column 3 is the label: 0 where B follows A, 1 where another B
+        is to take its place.
     """
     first = np.delete(np.arange(documents.starts[-1]), documents.starts[1:] - 1)
-    rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))  # not that of the order
+    # Not that of the order.
+    rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))
     return np.stack([first, first + 1, first + 2, rng.integers(2, size=len(first))], axis=1)
+
+
+def truncate_pair(a, b, size, rng=None):
+    """Shorten two arrays to `size` tokens together: the longer one, at front or back.
+
+    Without rng at the back, else at random.
+
+    Source: Devlin et al. 2018, appendix A.2; truncate_seq_pair in
+    https://github.com/google-research/bert
+    """
+    if len(a) + len(b) <= size:
+        return a, b
+    kept = (min(len(a), max(size - len(b), size - size // 2)),
+            min(len(b), max(size - len(a), size // 2)))
+    fronts = [rng.binomial(len(part) - length, 0.5) if rng else 0 for part, length
+              in zip((a, b), kept, strict=True)]
+    return tuple(part[front : front + length] for part, front, length
+                 in zip((a, b), fronts, kept, strict=True))
+
+
+def join_pair(a, b, edges):
+    """Join the ids of A and B, by those of [CLS] and [SEP]: ids and token types, (seq,)."""
+    cls, sep = edges
+    return np.concatenate([[cls], a, [sep], b, [sep]]), np.repeat([0, 1], [len(a) + 2, len(b) + 1])
+
+
+class PairCollator:
+    """Make pairs of sentences, padded to the longest of the batch, anew each epoch (set `epoch`).
+
+    Half of them are two that follow each other, label 0; the others get a random B of another
+    document, label 1, or for the objective "sop" (sentence order prediction) stand in the other
+    order. Example i of an epoch is a function of (seed, epoch, i): the same in any data worker and
+    process.
+
+    Args:
+        documents: the Documents to draw from; at least two, unless the objective is "sop".
+        size: tokens of a pair, without [CLS] and [SEP]s.
+        edges: ids of [CLS] and [SEP].
+        pad_id: of padding.
+        objective: "nsp" or "sop".
+        seed: of the run, at least 0.
+        sample: how many pairs of an epoch to take, drawn by seed; None takes all.
+
+    Source: Devlin et al. 2018, section 3.1 and appendix A.2, https://arxiv.org/abs/1810.04805; sop:
+    Lan et al. 2019, section 3.1, https://arxiv.org/abs/1909.11942
+    """
+
+    def __init__(self, documents, *, size, edges, pad_id, objective, seed, sample=None):
+        self.documents, self.size, self.edges, self.pad_id = documents, size, edges, pad_id
+        self.swap, self.seed, self.sample = objective == "sop", seed, sample
+        self.epoch, self.planned, self.counts = 0, (None, None), {}
+
+    def plan_pairs(self, epoch):
+        """Plan all pairs of an epoch, as plan_sentences does."""
+        return plan_sentences(self.documents, self.seed, epoch)
+
+    def plan(self, epoch):
+        """The pairs of an epoch that are taken; kept until another is asked for."""
+        if self.planned[0] != epoch:
+            plan = self.plan_pairs(epoch)
+            if self.sample is not None and self.sample < len(plan):
+                plan = plan[np.sort(np.random.default_rng(self.seed).permutation(len(plan))[: self.sample])]
+            self.planned = epoch, plan
+        return self.planned[1]
+
+    def count(self, epoch):
+        """Count the pairs of an epoch."""
+        if epoch not in self.counts:
+            self.counts[epoch] = len(self.plan(epoch))
+        return self.counts[epoch]
+
+    def random_b(self, start, middle, end, rng):
+        """Draw a B out of another document: (number of its first sentence, its ids)."""
+        first, behind = self.documents.around(start)
+        other = int(rng.integers(self.documents.starts[-1] - (behind - first)))
+        other += int(behind - first) * (other >= first)
+        return other, self.documents.ids(other, other + 1)
+
+    def pair(self, example):
+        """Make a pair: (ids of A, ids of B, label, number of B's first sentence)."""
+        start, middle, end, label = self.plan(self.epoch)[example].tolist()
+        # A tuple, not a sum; and a stream of its own, as the masks and the plan are drawn with
+        # these numbers, too.
+        numbers = (self.seed, self.epoch, example)
+        rng = np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(2,)))
+        other, b = middle, self.documents.ids(middle, end)
+        if label and not self.swap:
+            other, b = self.random_b(start, middle, end, rng)
+        a, b = truncate_pair(self.documents.ids(start, middle), b, self.size, rng)
+        return (b, a, label, other) if self.swap and label else (a, b, label, other)
+
+    def rows(self, examples):
+        """Make rows, as of join_pair, with their labels, of the examples of these numbers."""
+        pairs = [self.pair(example)[:3] for example in examples]
+        # The last global batch can leave a process without any: it joins, and predicts nothing.
+        nothing = np.zeros(0, np.int64)
+        pairs = pairs or [(nothing, nothing, -100)]
+        return [(*join_pair(a, b, self.edges), label) for a, b, label in pairs]
+
+    def __call__(self, examples):
+        """Make a batch, as of stack_pairs, of the examples of these numbers; there may be none."""
+        return stack_pairs(self.rows(examples), self.pad_id)
+
+
+def stack_pairs(rows, pad_id):
+    """Put rows of ids (seq,), token types (seq,) and label under each other.
+
+    Returns:
+        dict of input_ids, token_type_ids and attention_mask, (batch, seq), and of
+        next_sentence_label, (batch,): 0 where B follows A, -100 where nothing is predicted.
+    """
+    ids, types, labels = zip(*rows, strict=True)
+    return {"input_ids": pad(ids, pad_id), "token_type_ids": pad(types, 0),
+            "attention_mask": pad([np.ones_like(row) for row in ids], 0),
+            "next_sentence_label": torch.tensor(labels)}
+
+
+def split_sentences(source, language):
+    """Make of a Source of paragraphs one of sentences.
+
+    Args:
+        language: code that sentencex knows, as en.
+    """
+
+    def read():
+        for texts, documents in source.read():
+            split = [[part for sentence in sentencex.segment(language, text)
+                      if (part := sentence.strip())] for text in texts.to_pylist()]
+            yield (pa.array(itertools.chain.from_iterable(split), pa.large_string()),
+                   np.repeat(documents, list(map(len, split))))
+
+    version = importlib.metadata.version("sentencex")  # another may find other sentences
+    return source._replace(key=f"{source.key} sentences {language} {version}", read=read)
+
+
+def check_documents(documents, name, drawn, objective):
+    """Raise InputError, which says how to go on, where documents are too few for pairs.
+
+    Args:
+        name: of the source and its part.
+        drawn: it is a part of the training data.
+        objective: "nsp" or "sop".
+    """
+    needed = 2 if objective == "nsp" else 1  # a random B has to come from another one
+    if len(documents) >= needed:
+        return
+    found = "one document only" if len(documents) else "no document of two sentences or more"
+    advice = ("Separate documents by blank lines, or give --document_separator line, or "
+              "--sentences_per_document 50 to cut a long one; --objective sop needs but one.")
+    if documents.single > len(documents):
+        advice = ("Where lines without blank lines between them belong together, give "
+                  "--document_separator blank_line, and --sentences_per_document 50 to cut a long "
+                  "document.")
+    if drawn:
+        advice += " Or give --validation_file, or --validation_split_percentage 0."
+    raise InputError(f"{name} has {found}, and {documents.single:,} of one sentence, which make no "
+                     f"pairs; expected at least {needed}, as a random B comes from another. "
+                     f"{advice}")
+
+
+def prepare_data(args, tokenizer, splits, say):
+    """Prepare the splits that the run needs, each a tuple by its name."""
+    begun, data, tokenized = time.perf_counter(), {}, {}
+    sources = find_sources(args, splits, args.document_separator)
+    for split, (source, part) in choose_parts(sources, args, splits).items():
+        source = source if args.sentence_per_line else split_sentences(source, args.language)
+        if source.key not in tokenized:
+            tokenized[source.key] = tokenize_source(source, tokenizer, args)
+            describe_texts(*tokenized[source.key], tokenizer.unk_token_id, say)
+        _, tokens = tokenized[source.key]
+        documents = Documents(tokens, part, args.sentences_per_document)
+        check_documents(documents, f"{source.name}: its {split} part", part[0] != "all",
+                        args.objective)
+        alone = f"; {documents.single:,} of one sentence are left out" if documents.single else ""
+        say(f"Documents   {split}: {len(documents):,} in {source.name}, with "
+            f"{documents.starts[-1]:,} sentences, {documents.lengths.sum():,} tokens{alone}")
+        if documents.lengths.mean() > 100:
+            say("  Careful:  sentences are very long; is --language right?")
+        content = f"{tokens._fingerprint} {part} {args.sentences_per_document}"
+        data[split] = documents, content, source.name
+    say(f"Prepared    in {time.perf_counter() - begun:.2f} s")
+    return data
+
+
+# ==== run_pretraining.py ====
 
 
 def plan_segments(documents, seed, epoch, *, size, short_seq_prob, swap):
     """Plan an epoch of BERT's packed segments: the same columns as plan_sentences.
 
-    A document is packed, sentence by sentence, into chunks of up to `size` tokens, now and then of less, and each chunk
-    is split at random. Where another B takes the place of the true one, the next chunk begins with the sentences that
-    were not shown, so that each is seen. A chunk of one sentence takes the next one too; at the end of a document it
-    joins the one before it, or stands alone where B is another anyway. (The original makes every such chunk a negative
-    example, and most of all examples with it.)
+    A document is packed, sentence by sentence, into chunks of up to `size` tokens, now and then of
+    less, and each chunk is split at random. Where another B takes the place of the true one, the
+    next chunk begins with the sentences that were not shown, so that each is seen. A chunk of one
+    sentence takes the next one too; at the end of a document it joins the one before it, or stands
+    alone where B is another anyway. (The original makes every such chunk a negative example, and
+    most of all examples with it.)
 
     Args:
-        size: tokens of A and B together, without special tokens. Only a pair of two sentences can have more.
+        size: tokens of A and B together, without special tokens. Only a pair of two sentences can
+            have more.
         short_seq_prob: share of the chunks that are packed to a length drawn from 2 to size.
         swap: label 1 stands for the two in the other order, so that both are always shown.
 
-    Source: Devlin et al. 2018, appendix A.2, and create_pretraining_data.py of https://github.com/google-research/bert
+    Source: Devlin et al. 2018, appendix A.2, and create_pretraining_data.py of
+    https://github.com/google-research/bert
     """
-    rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))  # not that of the order
-    lengths, rows = documents.lengths.tolist(), array("q")  # four numbers a pair, one after the other
+    # Not that of the order.
+    rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))
+    # Four numbers a pair, one after the other.
+    lengths, rows = (documents.lengths.tolist(), array("q"))
     for first, last in pairwise(documents.starts.tolist()):
         start = first
         while start < last:
             short, share, split, coin = rng.random(4).tolist()
             target = 2 + int(share * (size - 1)) if short < short_seq_prob else size
             end, total = start, 0
-            while end < last and (end - start < 2 or (total < target and total + lengths[end] <= size)):
+            while end < last and (end - start < 2 or (total < target and total + lengths[end]
+                                                      <= size)):
                 end, total = end + 1, total + lengths[end]
             label = int(coin < 0.5)
             if end - start == 1:  # the last sentence of the document
@@ -444,675 +715,350 @@ def plan_segments(documents, seed, epoch, *, size, short_seq_prob, swap):
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
-def truncate_pair(a, b, size, rng=None):
-    """Shorten two arrays to `size` tokens together: from the longer one, at its front or back at random (rng), or back.
-
-    Source: Devlin et al. 2018, appendix A.2; truncate_seq_pair in https://github.com/google-research/bert
-    """
-    if len(a) + len(b) <= size:
-        return a, b
-    kept = min(len(a), max(size - len(b), size - size // 2)), min(len(b), max(size - len(a), size // 2))
-    fronts = [rng.binomial(len(part) - length, 0.5) if rng else 0 for part, length in zip((a, b), kept, strict=True)]
-    return tuple(part[front : front + length] for part, front, length in zip((a, b), fronts, kept, strict=True))
-
-
-def join_pair(a, b, edges):
-    """Join the ids of A and B, by the ids of [CLS] and [SEP]: int64 arrays of ids and of token types, (seq,)."""
-    cls, sep = edges
-    return np.concatenate([[cls], a, [sep], b, [sep]]), np.repeat([0, 1], [len(a) + 2, len(b) + 1])
-
-
-class PairCollator:
-    """Make pairs of sentences or segments, padded to the longest of the batch, anew each epoch (set `epoch`).
-
-    Half of them are two that follow each other, label 0; the others get a random B of another document, label 1, or for
-    the objective "sop" (sentence order prediction) stand in the other order. Example i of an epoch is a function of
-    (seed, epoch, i): the same in any data worker and process.
-
-    Args:
-        documents: the Documents to draw from; at least two, unless the objective is "sop".
-        size: tokens of a pair, without [CLS] and [SEP]s. edges: ids of [CLS] and [SEP]. pad_id: of padding.
-        unit: "sentence", a sentence and the next one; or "segment", packed up to the size, or with the chance of
-            short_seq_prob to a smaller one.
-        objective: "nsp" or "sop". seed: of the run, at least 0.
-        sample: how many pairs of an epoch to take, drawn by seed; None takes all.
-
-    Source: Devlin et al. 2018, section 3.1 and appendix A.2, https://arxiv.org/abs/1810.04805; sop: Lan et al. 2019,
-    section 3.1, https://arxiv.org/abs/1909.11942
-    """
-
-    def __init__(self, documents, *, size, edges, pad_id, unit, objective, short_seq_prob, seed, sample=None):
-        self.documents, self.size, self.edges, self.pad_id, self.unit = documents, size, edges, pad_id, unit
-        self.swap, self.short_seq_prob, self.seed, self.sample = objective == "sop", short_seq_prob, seed, sample
-        self.epoch, self.planned, self.counts = 0, None, {}
-
-    def plan(self, epoch):
-        """The pairs of an epoch, as plan_sentences and plan_segments return them; kept until another is asked for."""
-        if self.planned is None or self.planned[0] != epoch:
-            if self.unit == "sentence":
-                plan = plan_sentences(self.documents, self.seed, epoch)
-            else:
-                plan = plan_segments(self.documents, self.seed, epoch, size=self.size, swap=self.swap,
-                                     short_seq_prob=self.short_seq_prob)
-            if self.sample is not None and self.sample < len(plan):
-                plan = plan[np.sort(np.random.default_rng(self.seed).permutation(len(plan))[: self.sample])]
-            self.planned = epoch, plan
-        return self.planned[1]
-
-    def count(self, epoch):
-        """Count the pairs of an epoch."""
-        if epoch not in self.counts:
-            self.counts[epoch] = len(self.plan(epoch))
-        return self.counts[epoch]
-
-    def pair(self, example):
-        """Make a pair: (ids of A, ids of B, label, number of B's first sentence)."""
-        documents, size = self.documents, self.size
-        start, middle, end, label = self.plan(self.epoch)[example].tolist()
-        # A tuple, not a sum; and a stream of its own, as the masks and the plan are drawn with these numbers, too.
-        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.epoch, example), spawn_key=(2,)))
-        a, other = documents.ids(start, middle), middle
-        if label and not self.swap:
-            wanted, several = int(documents.lengths[middle:end].sum()), middle - start > 1
-            wanted = wanted or int(documents.lengths[start])  # A is the last sentence of its document
-            other, end = self.other(start, wanted, rng)
-            b = documents.ids(other, end)
-            if several:  # of these sentences none is cut away, as none is from a true pair of several
-                b = truncate_pair(b, b[:0], max(size - len(a), 1), rng)[0]
-        else:
-            b = documents.ids(middle, end)
-        a, b = truncate_pair(a, b, size, rng)
-        return (b, a, label, other) if self.swap and label else (a, b, label, other)
-
-    def other(self, sentence, wanted, rng):
-        """Draw a B for the A that begins with a sentence: (number of its first sentence, number behind its last).
-
-        It stands in another document. In the segment unit it is, of eight drawn, the one that is closest to the true
-        B's length of `wanted` tokens: otherwise the lengths alone would tell more than half of the labels.
-        """
-        lengths, (first, behind) = self.documents.lengths, self.documents.around(sentence)
-        draws = rng.integers(self.documents.starts[-1] - (behind - first), size=1 if self.unit == "sentence" else 8)
-        best = None
-        for start in (draws + (behind - first) * (draws >= first)).tolist():
-            end, total = start + 1, int(lengths[start])
-            if self.unit == "segment":
-                until = self.documents.around(start)[1]
-                while end < until and total + lengths[end] // 2 <= wanted:
-                    end, total = end + 1, total + int(lengths[end])
-            if best is None or abs(total - wanted) < best[0]:
-                best = abs(total - wanted), start, end
-        return best[1:]
-
-    def rows(self, examples):
-        """Make rows of ids (seq,) with special tokens, of token types (seq,), and labels, for numbers of examples."""
-        ids, types, labels = [], [], []
-        for example in examples:
-            a, b, label, _ = self.pair(example)
-            row, row_types = join_pair(a, b, self.edges)
-            ids.append(row)
-            types.append(row_types)
-            labels.append(label)
-        if not examples:  # the last global batch can leave a process without any: it joins, and predicts nothing
-            row, row_types = join_pair([], [], self.edges)
-            ids, types, labels = [row.astype(np.int64)], [row_types], [-100]
-        return ids, types, labels
-
-    def __call__(self, examples):
-        """Make a batch of the examples of these numbers. There may be none: then of one pair with the label -100.
-
-        Returns:
-            input_ids, token_type_ids, attention_mask: (batch, seq). next_sentence_label: (batch,), 0 where B follows A.
-        """
-        return self.batch(*self.rows(examples))
-
-    def batch(self, ids, types, labels):
-        """Put rows under each other, as __call__ returns them."""
-        return {"input_ids": pad(ids, self.pad_id), "token_type_ids": pad(types, 0),
-                "attention_mask": pad([np.ones_like(row) for row in ids], 0),
-                "next_sentence_label": torch.tensor(labels)}
-
-
-def split_sentences(source, language, sentence_per_line):
-    """Make of a source of paragraphs one of sentences: (fingerprint, function that yields batches, name).
-
-    Args:
-        source: as find_sources returns. language: code that sentencex knows, as en.
-        sentence_per_line: the paragraphs are sentences already.
-    """
-    fingerprint, batches, name = source
-
-    def sentences():
-        for texts, documents in batches():
-            split = [[part for sentence in sentencex.segment(language, text) if (part := sentence.strip())]
-                     for text in texts.to_pylist()]
-            yield (pa.array(itertools.chain.from_iterable(split), pa.large_string()),
-                   np.repeat(documents, list(map(len, split))))
-
-    version = importlib.metadata.version("sentencex")  # another may find other sentences
-    return source if sentence_per_line else (f"{fingerprint} sentences {language} {version}", sentences, name)
-
-
-# ==== utils/masks.py, whole (to change it, change it there; `make fix` copies it) ====
-# Tokens that are hidden, and the scores of a model where they are.
-
-def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
-                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
-    """Hide tokens for masked language modelling: by default 80% become [MASK], 10% a random token, 10% stay.
-
-    An example is masked alike on one GPU or eight, in any data worker, and after a resume.
-
-    Args:
-        input_ids: token ids before padding, int64 array of shape (seq,).
-        special: True where a token is left alone, such as [CLS]; bool array of shape (seq,).
-        mask_id: id of [MASK].
-        vocab_size: random replacements are drawn from [0, vocab_size).
-        seed: seed of the run, at least 0; evaluation always uses 0, so that scores of different runs can be compared.
-        epoch: pass over the data, from 0; evaluation always uses 0.
-        example_id: index of the example in the dataset, before shuffling and sharding.
-        mask_prob: chance that a token is chosen, or a word where continues is given; from 0 to 1.
-        mask_replace_prob: share of the chosen tokens that become [MASK], from 0 to 1.
-        random_replace_prob: share of the chosen tokens that become a random token; what is left of 1 stays.
-        continues: for whole-word masking, True where a token goes on with the word before it; bool, shape (seq,).
-
-    Returns:
-        (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is predicted.
-
-    Raises:
-        ValueError: a probability is outside [0, 1], or the two shares add up to more than 1.
-
-    Source: Devlin et al. 2018, section 3.1 and appendix A.1, https://arxiv.org/abs/1810.04805; whole words:
-    https://github.com/google-research/bert, "whole word masking" (each token of a word meets its own fate).
-    """
-    if not 0 <= mask_prob <= 1:
-        raise ValueError(f"mask_prob is {mask_prob}; give a fraction from 0 to 1, such as 0.15")
-    if min(mask_replace_prob, random_replace_prob) < 0 or mask_replace_prob + random_replace_prob > 1:
-        raise ValueError(f"mask_replace_prob is {mask_replace_prob} and random_replace_prob is {random_replace_prob}; "
-                         "give two fractions from 0 to 1 that add up to at most 1, such as 0.8 and 0.1")
-    # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 what seed 0 does in epoch 1.
-    rng = np.random.default_rng((seed, epoch, example_id))
-    chosen = rng.random(len(input_ids)) < mask_prob  # (seq,)
-    if continues is not None:  # the draw of a word's first token decides for the whole word
-        chosen = chosen[np.maximum.accumulate(np.where(continues, 0, np.arange(len(input_ids))))]
-    chosen &= ~special
-    fate = rng.random(len(input_ids))  # (seq,), uniform in [0, 1)
-    substitutes = rng.integers(vocab_size, size=len(input_ids))  # (seq,)
-    masked_ids = np.where(chosen & (fate < mask_replace_prob), mask_id, input_ids)
-    masked_ids = np.where(chosen & (fate >= 1 - random_replace_prob), substitutes, masked_ids)
-    return masked_ids, np.where(chosen, input_ids, -100)
-
-
-def word_continuations(tokenizer):
-    """Say for each token of the vocabulary whether it goes on with the word before it: bool array of shape (vocab,).
-
-    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most
-    tokens carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
-    """
-    size = max(tokenizer.get_vocab().values()) + 1  # more than there are tokens where ids are left out
-    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
-    counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
-    sign = max(counts, key=counts.get)
-    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign  # line feed, tab and carriage return part words too
-    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
-    continues[list(tokenizer.added_tokens_decoder)] = False  # [CLS] and its like, and words that a user added
-    return continues
-
-
-def masked_outputs(model, batch):
-    """Run a masked language model, with its output layer only where a token is to be predicted.
-
-    That layer costs as much as the encoder in small models, and six in seven of its rows would be thrown away. A hook
-    keeps the wanted ones; of a model that does not call its output embeddings as a layer, all are computed.
-
-    Args:
-        model: a model with get_output_embeddings, also inside DistributedDataParallel.
-        batch: positions (predicted,) in the flattened batch, targets, perhaps next_sentence_label, and the model's
-            inputs: input_ids (batch, seq).
-
-    Returns:
-        float32 scores of shape (predicted, vocab), and all that the model returned.
-    """
-    aims = ("positions", "targets", "next_sentence_label")
-    inputs = {name: tensor for name, tensor in batch.items() if name not in aims}
-    positions, tokens = batch["positions"], batch["input_ids"].numel()
-    head = getattr(model, "module", model).get_output_embeddings()
-
-    def keep_positions(_, args):
-        hidden = args[0]  # (batch, seq, hidden), or for some models (batch x seq, hidden)
-        fits = hidden.shape[:-1].numel() == tokens
-        return (hidden.reshape(tokens, -1)[positions], *args[1:]) if fits else None
-
-    hook = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else nullcontext()
-    with hook:
-        outputs = model(**inputs)
-    logits = outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits
-    if logits.dim() == 3:
-        logits = logits[:, : batch["input_ids"].shape[1]].flatten(0, 1)[positions]
-    return logits.float(), outputs  # a sum of thousands of bfloat16 terms loses its last digits
-
-
-# ==== utils/batches.py, whole (to change it, change it there; `make fix` copies it) ====
-# Which examples a batch holds, and how rows of different length stand in it.
-
-def pad(rows, value):
-    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
-    padded = np.full((len(rows), max(map(len, rows))), value)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return torch.from_numpy(padded)
-
-
-class GlobalBatchSampler(Sampler):
-    """Micro-batches of one process, such that update k sees the same examples on any number of processes.
-
-    An epoch's order is `default_rng((seed, epoch)).permutation(n)`, cut into global batches of batch_size x
-    accumulation_steps x num_processes examples; the last may be smaller, and no example stands twice. Set `epoch`
-    before each pass, and `first_update` where a resume goes on within it: nothing before it is read.
-
-    Args:
-        n: number of examples, or a function that gives it for each epoch, from 0.
-        batch_size: examples per process and pass. accumulation_steps: passes per update.
-        num_processes, rank: how many processes train together, and which this is.
-        seed: seed of the run, at least 0.
-    """
-
-    def __init__(self, n, batch_size, accumulation_steps, num_processes, rank, seed):
-        self.n, self.batch_size, self.accumulation_steps = n, batch_size, accumulation_steps
-        self.num_processes, self.rank, self.seed, self.epoch, self.first_update = num_processes, rank, seed, 0, 0
-        self.global_batch = batch_size * accumulation_steps * num_processes
-
-    def __iter__(self):
-        n, size, order = self.examples_in(self.epoch), self.global_batch, self.order()
-        for start in range(self.first_update * size, n - size + 1, size):
-            for i in range(self.accumulation_steps):
-                at = start + (i * self.num_processes + self.rank) * self.batch_size
-                yield order[at : at + self.batch_size].tolist()
-        if n % size and self.first_update <= n // size:  # the rest, split evenly; a piece may be empty
-            pieces = np.array_split(order[n - n % size :], self.accumulation_steps * self.num_processes)
-            yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
-
-    def __len__(self):
-        return self.updates_in(self.epoch) * self.accumulation_steps
-
-    def order(self):
-        """Draw the order of the examples of the epoch: int64, (examples,)."""
-        # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0 in epoch 1.
-        return np.random.default_rng((self.seed, self.epoch)).permutation(self.examples_in(self.epoch))
-
-    def examples_in(self, epoch):
-        return self.n(epoch) if callable(self.n) else self.n
-
-    def updates_in(self, epoch):
-        return -(-self.examples_in(epoch) // self.global_batch)
-
-    def updates_until(self, epochs):
-        """Count the updates of so many epochs, which may be a fraction."""
-        whole = int(epochs)
-        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0  # 0.1 x 50 is 5
-        return sum(map(self.updates_in, range(whole))) + math.ceil(rest)
-
-    def place(self, update):
-        """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
-        epoch = 0
-        while update and update >= (updates := self.updates_in(epoch)):
-            epoch, update = epoch + 1, update - updates
-        return epoch, update
-
-    def epochs_until(self, update):
-        """Count the epochs that the updates up to this one make, as a fraction."""
-        epoch, done = self.place(update)
-        return epoch + (done / self.updates_in(epoch) if done else 0)
-
-    def examples_until(self, update):
-        """Count the examples, of all processes, that the updates up to this one have seen."""
-        epoch, done = self.place(update)
-        return sum(map(self.examples_in, range(epoch))) + done * self.global_batch
-
-
-# ==== run_pretraining.py ====
-
-
 class PretrainingCollator(PairCollator):
-    """Make pairs as PairCollator does, and hide tokens in them as MaskingCollator does.
+    """Make pairs as PairCollator does, of sentences or of segments, and hide tokens in them.
 
     Args:
-        special: True for tokens that are never hidden; bool array of shape (vocab,).
-        continues: what word_continuations returned, for whole-word masking; None hides single tokens.
-        masking: dict of the arguments of mask_tokens: mask_id, vocab_size and the probabilities.
-        pairs: arguments of PairCollator.
+        masker: a Masker.
+        unit: "sentence", a sentence and the next one; or "segment", packed up to the size, or with
+            the chance of short_seq_prob to a smaller one.
+        pairs: documents, and the other arguments of PairCollator.
     """
 
-    def __init__(self, documents, *, special, masking, continues=None, **pairs):
-        super().__init__(documents, **pairs)
-        self.special, self.continues, self.masking = special, continues, masking
+    def __init__(self, masker, unit, short_seq_prob, **pairs):
+        super().__init__(**pairs)
+        self.masker, self.unit, self.short_seq_prob = masker, unit, short_seq_prob
+
+    def plan_pairs(self, epoch):
+        if self.unit == "sentence":
+            return super().plan_pairs(epoch)
+        return plan_segments(self.documents, self.seed, epoch, size=self.size, swap=self.swap,
+                             short_seq_prob=self.short_seq_prob)
+
+    def random_b(self, start, middle, end, rng):
+        """Draw a B out of another document, as PairCollator does.
+
+        A segment is, of eight drawn, the one that is closest to the true B's length: otherwise the
+        lengths alone would tell more than half of the labels.
+        """
+        if self.unit == "sentence":
+            return super().random_b(start, middle, end, rng)
+        documents, lengths = self.documents, self.documents.lengths
+        # Or A is the last sentence of its document.
+        wanted = int(lengths[middle:end].sum()) or int(lengths[start])
+        first, behind = documents.around(start)
+        draws = rng.integers(documents.starts[-1] - (behind - first), size=8)
+        best = None
+        for other in (draws + (behind - first) * (draws >= first)).tolist():
+            last, total, until = other + 1, int(lengths[other]), documents.around(other)[1]
+            while last < until and total + lengths[last] // 2 <= wanted:
+                last, total = last + 1, total + int(lengths[last])
+            if best is None or abs(total - wanted) < best[0]:
+                best = abs(total - wanted), other, last
+        _, other, last = best
+        b = documents.ids(other, last)
+        # Of these sentences none is cut away, as none is from a true pair of several.
+        if middle - start > 1:
+            room = self.size - int(lengths[start:middle].sum())
+            b = truncate_pair(b, b[:0], max(room, 1), rng)[0]
+        return other, b
 
     def __call__(self, examples):
-        """Make a batch, as PairCollator does, with positions and targets as MaskingCollator makes them."""
-        ids, types, labels = self.rows(examples)
-        masked = []
-        for row, example in zip(ids, examples or [0], strict=True):
-            continues = None if self.continues is None else self.continues[row]
-            masked.append(mask_tokens(row, self.special[row], seed=self.seed, epoch=self.epoch, example_id=example,
-                                      continues=continues, **self.masking))
-        targets = pad([row for _, row in masked], -100).ravel()  # (batch x seq,)
-        positions = (targets != -100).nonzero().ravel()
-        return {**self.batch([row for row, _ in masked], types, labels), "positions": positions,
-                "targets": targets[positions]}
+        """Make a batch, as PairCollator does, with positions and targets of hidden tokens."""
+        rows = self.rows(examples)
+        ids, positions, targets = self.masker([row[0] for row in rows], examples or [0], self.epoch)
+        rows = [(masked, *row[1:]) for masked, row in zip(ids, rows, strict=True)]
+        return {**stack_pairs(rows, self.pad_id), "positions": positions, "targets": targets}
+
+
+def make_collator(args, tokenizer, documents, split):
+    """Make the collator of a split.
+
+    Those of evaluation have seed 0, whatever the run's, so that runs compare.
+    """
+    seed = args.seed if split == "train" else 0
+    samples = {"train": args.max_train_samples, "validation": args.max_eval_samples,
+               "test": args.max_predict_samples}
+    return PretrainingCollator(Masker(tokenizer, args, seed), args.pair_unit, args.short_seq_prob,
+                               documents=documents, size=args.max_seq_length - 3,
+                               edges=edge_ids(tokenizer), pad_id=tokenizer.pad_token_id,
+                               objective=args.objective, seed=seed, sample=samples[split])
 
 
 # ---------------------------------------------------------------- evaluate and train
 
 
 def losses_of(model, batch):
-    """Run a model on a batch: sums of the losses of masked tokens and of pairs, (2,), nats; and the scores of both."""
+    """Sum the losses of masked tokens and of pairs, (2,), nats; and give both scores."""
     logits, outputs = masked_outputs(model, batch)  # (predicted, vocab)
     # ALBERT's head for the order of sentences has a name of its own.
-    pair_logits = outputs.get("seq_relationship_logits", outputs.get("sop_logits")).float()  # (batch, 2)
-    losses = torch.stack([F.cross_entropy(logits, batch["targets"], reduction="sum"),
-                          F.cross_entropy(pair_logits, batch["next_sentence_label"], reduction="sum")])
-    return losses, logits, pair_logits
+    pair_logits = outputs.get("seq_relationship_logits", outputs.get("sop_logits"))
+    pair_logits = pair_logits.float()  # (batch, 2)
+    mlm_nll = F.cross_entropy(logits, batch["targets"], reduction="sum")
+    nsp_nll = F.cross_entropy(pair_logits, batch["next_sentence_label"], reduction="sum")
+    return torch.stack([mlm_nll, nsp_nll]), logits, pair_logits
 
 
 @torch.no_grad()
-def evaluate(model, examples, collator, batch_size, device, processes, mlm_weight=1.0, nsp_weight=1.0):
-    """Score a model on pairs, exactly: sums over all processes, divided once. Pairs and masks depend on seed 0 alone.
+def evaluate(model, examples, collator, batch_size, run):
+    """Score a model on pairs, exactly: sums over all processes, divided once.
+
+    Pairs and masks depend on seed 0 alone.
 
     Args:
-        model: not wrapped for several processes: the first pass of a wrapped one hangs where a process has no example.
+        model: not wrapped for several processes: the first pass of a wrapped one hangs where a
+            process has no example.
         examples: numbers of the pairs, the same on each process, which scores its share.
         collator: a PretrainingCollator with seed 0 and epoch 0.
 
     Returns:
-        dict of eval_loss (the weighted sum), eval_mlm_loss (nats per masked token), perplexity, eval_mlm_accuracy (of
-        masked tokens), eval_nsp_loss (nats per pair) and eval_nsp_accuracy.
+        dict of eval_loss (the weighted sum), eval_mlm_loss (nats per masked token), perplexity,
+        eval_mlm_accuracy (of masked tokens), eval_nsp_loss (nats per pair) and eval_nsp_accuracy.
 
     Raises:
         InputError: not one token was masked.
     """
     model.eval()
-    mine = examples[processes.rank :: processes.num_processes]  # no example stands twice
+    mine = examples[run.rank :: run.num_processes]  # no example stands twice
     sums, counts = [], [0, 0]
-    batches = DataLoader(mine, batch_size=batch_size, collate_fn=collator, generator=torch.Generator())
-    for batch in tqdm(batches, desc="Evaluating", disable=processes.rank > 0 or None, leave=False):
-        batch = send_to_device(batch, device)
+    batches = DataLoader(mine, batch_size=batch_size, collate_fn=collator,
+                         generator=torch.Generator())
+    for batch in tqdm(batches, desc="Evaluating", disable=run.rank > 0 or None, leave=False):
+        batch = send_to_device(batch, run.device)
         losses, logits, pair_logits = losses_of(model, batch)
         hits = [(logits.argmax(dim=-1) == batch["targets"]).sum(),
                 (pair_logits.argmax(dim=-1) == batch["next_sentence_label"]).sum()]
         sums.append(torch.cat([losses, torch.stack(hits)]))
         counts = [counts[0] + len(batch["targets"]), counts[1] + len(batch["next_sentence_label"])]
-    mine = torch.stack([torch.zeros(4, device=device), *sums]).cpu().double().sum(dim=0).tolist()
-    mlm_nll, nsp_nll, mlm_hits, nsp_hits, tokens, pairs = processes.sum(*mine, *counts)
+    sums = torch.stack([torch.zeros(4, device=run.device), *sums]).cpu().double().sum(dim=0)
+    totals = run.sum(*sums.tolist(), *counts)
+    mlm_nll, nsp_nll, mlm_hits, nsp_hits, tokens, pairs = totals
     if not tokens:
-        raise InputError("no token was hidden in the evaluation data; give more text, or a higher --mlm_probability")
+        raise InputError("no token was hidden in the evaluation data; give more text, or a higher "
+                         "--mlm_probability")
     mlm_loss, nsp_loss = mlm_nll / tokens, nsp_nll / pairs
-    return {"eval_loss": mlm_weight * mlm_loss + nsp_weight * nsp_loss, "eval_mlm_loss": mlm_loss,
-            "perplexity": math.exp(min(mlm_loss, 700)), "eval_mlm_accuracy": mlm_hits / tokens,
-            "eval_nsp_loss": nsp_loss, "eval_nsp_accuracy": nsp_hits / pairs}
+    return {"eval_loss": run.args.mlm_weight * mlm_loss + run.args.nsp_weight * nsp_loss,
+            "eval_mlm_loss": mlm_loss, "perplexity": math.exp(min(mlm_loss, 700)),
+            "eval_mlm_accuracy": mlm_hits / tokens, "eval_nsp_loss": nsp_loss,
+            "eval_nsp_accuracy": nsp_hits / pairs}
 
 
-def train(accelerator, model, optimizer, scheduler, loader, *, processes, start, max_steps, accumulation_steps, seed,
-          max_grad_norm, mlm_weight, nsp_weight, stop_signal, after_update):
-    """Train from update `start` to update max_steps, or until after_update returns True.
-
-    after_update is given the number of the update, from 1; sums of the losses of this process's tokens and pairs, (2,),
-    nats; a list of the numbers of both of all; the gradient's norm; and whether any process noted a signal.
-    """
-    sampler, collator, device, update = loader.batch_sampler, loader.collate_fn, accelerator.device, start
-    while update < max_steps:
-        epoch, sampler.first_update = sampler.place(update)
+def train(run, model, loader):
+    """Train from where the run stands up to its last update, or until a signal is noted."""
+    sampler, collator, accelerator = loader.batch_sampler, loader.collate_fn, run.accelerator
+    goes_on = run.step < run.max_steps
+    while goes_on:
+        epoch, sampler.first_update = sampler.place(run.step)
         collator.epoch = sampler.epoch = epoch
         collator.plan(epoch)  # here, and not once in each data worker
         batches = iter(loader)
-        while update < max_steps and (micro_batches := list(islice(batches, accumulation_steps))):
+        while goes_on and (micro_batches := list(islice(batches, sampler.accumulation_steps))):
             model.train()
-            # Dropout is a function of (seed, update, rank), so a checkpoint need not carry the state of any generator.
-            dropout_seed = np.random.SeedSequence((seed, update, processes.rank)).generate_state(1, np.uint64)[0]
-            torch.manual_seed(int(dropout_seed))
-            # Batches differ in how many tokens they mask. One count of each kind for the whole update, over all
-            # processes, gives every token and every pair the same weight; averaging the averages would not.
-            counts = [(len(batch["targets"]), int((batch["next_sentence_label"] != -100).sum()))
-                      for batch in micro_batches]
-            tokens, pairs, stop = processes.sum(*map(sum, zip(*counts, strict=True)), stop_signal.number > 0)
+            run.seed_dropout()
+            # Batches differ in how many tokens they mask. One count of each kind for the whole
+            # update, over all processes, gives every token and every pair the same weight;
+            # averaging the averages would not.
+            counts = [sum(len(batch["targets"]) for batch in micro_batches),
+                      sum(int((batch["next_sentence_label"] != -100).sum()) for batch
+                          in micro_batches)]
+            tokens, pairs, stop = run.sum(*counts, run.stop_signal.number > 0)
             # Gradients are averaged over processes; their number turns the average back into a sum.
-            weights = processes.num_processes * torch.tensor([mlm_weight / max(tokens, 1), nsp_weight / pairs])
-            weights, sums = weights.to(device, non_blocking=True), torch.zeros(2, device=device)
+            weights = torch.tensor([run.args.mlm_weight / max(tokens, 1), run.args.nsp_weight
+                                    / pairs])
+            weights = (weights * run.num_processes).to(run.device, non_blocking=True)
+            nll = torch.zeros(2, device=run.device)
             for i, batch in enumerate(micro_batches):
                 is_last = i == len(micro_batches) - 1
                 with nullcontext() if is_last else accelerator.no_sync(model):
-                    losses, _, _ = losses_of(model, send_to_device(batch, device, non_blocking=True))  # (2,)
+                    batch = send_to_device(batch, run.device, non_blocking=True)
+                    losses, _, _ = losses_of(model, batch)  # (2,)
                     accelerator.backward((losses * weights).sum())
-                    sums += losses.detach()
-            norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
-            optimizer.step()
-            scheduler.step()  # kept out of accelerator.prepare(), where it would tick once per process
-            optimizer.zero_grad()
-            update += 1
-            if after_update(update, sums, [tokens, pairs], norm, stop > 0):
-                return
+                    nll += losses.detach()
+            norm = accelerator.clip_grad_norm_(model.parameters(), run.args.max_grad_norm
+                                               or math.inf)
+            run.optimizer.step()
+            # Kept out of accelerator.prepare(), where it would tick once per process.
+            run.schedule.step()
+            run.optimizer.zero_grad()
+            goes_on = run.after_update(nll, counts, norm, stop > 0)
 
 
-def mean_losses(sums, counts, mlm_weight, nsp_weight):
-    """What is logged of an update, or of several: the losses in nats per masked token and per pair; their sum."""
-    mlm_loss, nsp_loss = sums[0] / max(counts[0], 1), sums[1] / counts[1]
-    return {"loss": mlm_weight * mlm_loss + nsp_weight * nsp_loss, "mlm_loss": mlm_loss, "nsp_loss": nsp_loss}
+def fit(run, model, tokenizer, collator, score):
+    """Train, from a checkpoint where there is one: dict of results.
 
-
-def fit(args, accelerator, processes, model, tokenizer, collator, score, state, checkpoint, say):
-    """Train, from a checkpoint where there is one: (model, results, the number of the signal that stopped it, or 0)."""
-    sampler = GlobalBatchSampler(collator.count, args.per_device_train_batch_size, args.gradient_accumulation_steps,
-                                 processes.num_processes, processes.rank, args.seed)
-    # The generator keeps iter() from drawing its seed out of the global one, which would shift dropout after a resume.
-    loader = DataLoader(range(sys.maxsize), batch_sampler=sampler, collate_fn=collator,  # which makes pairs of numbers
+    Args:
+        score: function that scores a model, a dict of results; None where there are no validation
+            data.
+    """
+    args = run.args
+    sampler = GlobalBatchSampler(collator.count, args.per_device_train_batch_size,
+                                 args.gradient_accumulation_steps, run.num_processes, run.rank,
+                                 args.seed)
+    # The generator keeps iter() from drawing its seed out of the global one, which would shift
+    # dropout after a resume.
+    loader = DataLoader(range(sys.maxsize), batch_sampler=sampler, collate_fn=collator,
                         num_workers=args.dataloader_num_workers, generator=torch.Generator(),
-                        pin_memory=accelerator.device.type == "cuda", worker_init_fn=ignore_interrupts)
-    max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
-    warmup = math.ceil(args.warmup_steps * max_steps) if args.warmup_steps < 1 else int(args.warmup_steps)
-    optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, max_steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    network = accelerator.unwrap_model(model, keep_torch_compile=True)
-    if checkpoint:
-        optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
-        scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None] * len(optimizer.param_groups)})
-        if accelerator.scaler and state["scaler"]:
-            accelerator.scaler.load_state_dict(state["scaler"])
-    say(f"Updates     {max_steps:,}, {sampler.updates_in(0):,} an epoch, with {sampler.global_batch} pairs "
-        f"each (processes {processes.num_processes} x batch {sampler.batch_size} x accumulation "
-        f"{sampler.accumulation_steps})"
-        + (f"; going on from {checkpoint}" if checkpoint else ""))
-    scores = score(network) if score and not checkpoint else None
-    if args.push_to_hub and accelerator.is_main_process:
-        args.hub_model_id = claim_repository(args.hub_model_id, args.output_dir)
-    start_trackers(accelerator, "pretraining", vars(args), state)
-    if accelerator.is_main_process:  # only now that nothing is left to go wrong
-        clear_output(args.output_dir, state["step"], args.overwrite_output_dir)
-    weights = {"mlm_weight": args.mlm_weight, "nsp_weight": args.nsp_weight}
-    means = partial(mean_losses, **weights)
-    run = TrainingRun(vars(args), accelerator, processes, network, tokenizer, optimizer, scheduler, sampler, score,
-                      means, state, max_steps)
-    if scores:
-        run.evaluate(scores, prefix="initial_")
-        state["initial"] = {f"initial_{name}": value for name, value in scores.items()}
-    start, run.paused, begun = state["step"], 0.0, time.perf_counter()
-    with StopSignal() as stop_signal:
-        train(accelerator, model, optimizer, scheduler, loader, processes=processes, start=start, max_steps=max_steps,
-              accumulation_steps=args.gradient_accumulation_steps, seed=args.seed, max_grad_norm=args.max_grad_norm,
-              stop_signal=stop_signal, after_update=run.after_update, **weights)
-    run.bar.close()
-    if state["step"] < max_steps:
-        return network, {}, stop_signal.number or signal.SIGTERM
-    seconds = time.perf_counter() - begun - run.paused
-    results = {"step": state["step"], "epoch": sampler.epochs_until(state["step"]), **state["initial"],
-               **{f"train_{name}": value for name, value in means(**state["train"]).items()}}
-    seen = sampler.examples_until(state["step"]) - sampler.examples_until(start)
-    if seen:  # otherwise it was a finished run that was resumed, and these are known already
-        results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
-    if score and state["latest"]["step"] != state["step"]:  # a resume that had nothing left to do
-        run.evaluate()
-    if state["best"] and state["best"]["eval_loss"] < state["latest"]["eval_loss"]:
-        say(f"Best        the model of update {state['best']['step']} is kept")
-        folder = Path(args.output_dir, f"checkpoint-{state['best']['step']}")
-        network.load_state_dict(AutoModelForPreTraining.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=args.trust_remote_code).state_dict())
-        state["latest"] = state["best"]
-    return network, results | {name: value for name, value in (state["latest"] or {}).items() if name != "step"}, 0
+                        pin_memory=run.device.type == "cuda", worker_init_fn=ignore_interrupts)
+    model = run.begin(model, tokenizer, sampler, score,
+                      {"mlm_loss": args.mlm_weight, "nsp_loss": args.nsp_weight})
+    with run.stop_signal:
+        train(run, model, loader)
+    return run.finish()
 
 
 # ---------------------------------------------------------------- main
 
 
-def made_with(args, data, model_type, num_processes):
-    """What a checkpoint is made with, and a resume may not change: dict of name to value."""
-    made = {split: f"{counts['key']} {counts['part']}" for split, (_, counts, _) in data.items() if split != "test"}
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
-    made |= {"task": "pretraining", "kind of model": model_type, "global batch": batch}
-    return made | {f"--{name}": getattr(args, name) for name in (
-        "seed", "learning_rate", "weight_decay", "config_overrides", "max_eval_samples", "max_seq_length", "pair_unit",
-        "short_seq_prob", "objective", "max_train_samples", "masking", "mlm_probability", "mask_replace_prob",
-        "random_replace_prob", "mlm_weight", "nsp_weight")}
-
-
-def finish(args, model, tokenizer, data, pairs, results, note):
-    """Leave behind what the run has made: results; of a training run the model and its card, on the Hub if asked."""
-    if args.do_train:
-        save_model(args.output_dir, model, tokenizer)
-        sizes = {split: (pairs[split].count(0), int(documents.lengths.sum()), name)
-                 for split, (documents, _, name) in data.items()}
-        write_model_card(args.output_dir, args.model, f"trained on {data['train'][2]} by masked language modelling "
-                         f"and {'next sentence' if args.objective == 'nsp' else 'sentence order'} prediction; {note}.",
-                         "fill-mask", sizes, results, vars(args))
-    same_model = args.resume_from_checkpoint or Path(args.model).resolve() == Path(args.output_dir).resolve()
-    write_results(args.output_dir, results, same_model, args.do_train)
-    if args.push_to_hub:
-        upload(args.output_dir, args.hub_model_id)
-
-
 def main(argv=None):
     args = parse_args(argv)
-    rank = int(os.environ.get("RANK", 0))
-    say = partial(print, flush=True) if rank == 0 else lambda *_: None
-    transformers.logging.set_verbosity_error()  # what it says of heads and lengths, the lines below say
-    transformers.logging.disable_progress_bar()
-    if rank:
-        datasets.disable_progress_bars()
-    hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides,
-                                                  args.max_seq_length, **hub)
+    config, tokenizer = load_config_and_tokenizer(args, args.max_seq_length)
     if config.model_type not in MODELS:
-        raise InputError(f"--model {args.model}: a model of the kind {config.model_type} has not the heads for both "
-                         f"tasks. Take one of these kinds: {', '.join(MODELS)}, such as bert-base-uncased; for masked "
-                         "words alone, run_mlm.py takes any.")
-    checkpoint, state = None, None
-    if not args.prepare_only:
-        checkpoint, state = open_output(args.output_dir, args.do_train, args.resume_from_checkpoint,
-                                        args.overwrite_output_dir, say)
+        raise InputError(f"--model {args.model}: a model of the kind {config.model_type} has not "
+                         f"the heads for both tasks. Take one of these kinds: {', '.join(MODELS)}, "
+                         "such as bert-base-uncased; for masked words alone, run_mlm.py takes "
+                         "any.")
+    run = Run(args, "pretraining", not args.prepare_only)
+    splits = ["train", "validation"] + ["test"] * (args.do_predict or args.prepare_only)
+    with run.main_first():
+        data = prepare_data(args, tokenizer, splits, run.say)
     if args.prepare_only:
-        if rank == 0:
-            begun = time.perf_counter()
-            describe_data(prepare_data(args, tokenizer), None, begun, say)
-            say(f"Cache       a run with the same data and settings finds them in {datasets.config.HF_DATASETS_CACHE}")
         return
-    accelerator, processes, threads = start_processes(args.mixed_precision, args.cpu_threads, args.report_to,
-                                                      args.output_dir, unused_weights=False)
-    begun = time.perf_counter()
-    data = processes.main_first(partial(prepare_data, args, tokenizer))
-    pairs = make_collators(args, tokenizer, data)
-    describe_data(data, pairs, begun, say)
-    set_seed(args.seed)
-    model, note = load_model(AutoModelForPreTraining, str(checkpoint or args.model),
-                             None if checkpoint else config, args.from_scratch and not checkpoint, len(tokenizer),
-                             "pair of heads", **hub)
-    say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
-    note = state.setdefault("note", note)  # of the model that the run began with
-    describe_processes(accelerator, processes, threads, say)
-    score = {split: partial(evaluate, examples=range(collator.count(0)), collator=collator, processes=processes,
-                            batch_size=args.per_device_eval_batch_size, device=accelerator.device,
-                            mlm_weight=args.mlm_weight, nsp_weight=args.nsp_weight)
-             for split, collator in pairs.items() if split != "train"}
-    results = {}
-    try:
+    model = run.load_model(AutoModelForPreTraining, config, len(tokenizer), "pair of heads")
+    collator, content, score = {}, {}, {}
+    for split, (documents, content[split], name) in data.items():
+        collator[split] = make_collator(args, tokenizer, documents, split)
+        numbers = range(collator[split].count(0))
+        score[split] = partial(evaluate, examples=numbers, collator=collator[split], run=run,
+                               batch_size=args.per_device_eval_batch_size)
+        words = f"{len(numbers):,} pairs an epoch of {name}"
+        run.say(f"{split.capitalize():<11} {words}")
+        run.card["data"][split] = words
+    content.pop("test", None)
+    tasks = f"masked language modelling and {OBJECTIVES[args.objective]} prediction"
+    run.card |= {"task": f"trained by {tasks}", "tag": "fill-mask"}
+    with explain_out_of_memory(args.max_seq_length):
         if args.do_train:
-            check_resume(made_with(args, data, config.model_type, processes.num_processes), processes, state,
-                         checkpoint, args.output_dir)
-            if args.gradient_checkpointing:
-                checkpoint_gradients(model)
-            model, results, stopped_by = fit(args, accelerator, processes, model, tokenizer, pairs["train"],
-                                             score.get("validation"), state, checkpoint, say)
-            if stopped_by:
-                end_stopped_run(accelerator, stopped_by, state["step"], say)
+            run.check_resume(content, config.model_type, "max_train_samples", "max_eval_samples",
+                             "max_seq_length", "pair_unit", "short_seq_prob", "objective",
+                             "masking", "mlm_probability", "mask_replace_prob",
+                             "random_replace_prob", "mlm_weight", "nsp_weight")
+            results = fit(run, model, tokenizer, collator["train"], score.get("validation"))
         else:
-            start_trackers(accelerator, "pretraining", vars(args), state)
-            model = accelerator.prepare_model(model, evaluation_mode=True)
+            run.start_trackers()
+            model = run.accelerator.prepare_model(model, evaluation_mode=True)
             results = score["validation"](model) if args.do_eval else {}
+        run.save_model(model, tokenizer)
+        run.leave(results)
         if args.do_predict:
-            found = score["test"](model)
-            results |= {f"predict_{name.removeprefix('eval_')}": value for name, value in found.items()}
-    except torch.OutOfMemoryError:
-        raise out_of_memory(*((args.per_device_train_batch_size, args.max_seq_length, args.gradient_accumulation_steps)
-                              if args.do_train else (args.per_device_eval_batch_size, args.max_seq_length))) from None
-    # What is saved is float32.
-    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
-    accelerator.log({k: value for k, value in results.items() if k not in ("step", "epoch")}, step=state["step"])
-    if rank == 0 and results:
-        finish(args, model, tokenizer, data, pairs, results, note)
-    show_results(results, note, args.output_dir, say)
-    accelerator.end_training()
+            results |= as_predictions(score["test"](model))
+            run.leave(results)
+    run.end(results)
 
 
 # ---------------------------------------------------------------- sections that scripts share: plumbing
 
 
 # ==== utils/errors.py, whole (to change it, change it there; `make fix` copies it) ====
-# Mistakes of the user: one message, and exit status 2.
+# Mistakes of the user, and what else is no fault of the program: one message, and exit status
 
 class InputError(ValueError):
     """A mistake in what the user gave. Its message is all they are shown; the exit status is 2."""
 
-    only_here = False  # True where the other processes of the run know that this one has something to say
+    only_here = False  # True where the other processes know that this one has something to say
 
 
-def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
-    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
+@contextmanager
+def blame(what, advice=""):
+    """Turn the failure of a call into a library into an InputError.
 
-    accumulation_steps: None where the run does not train.
+    It says what was asked, the failure, and what to do.
     """
-    said = f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass."
-    if accumulation_steps is None:
-        return InputError(f"{said} The same scores in less: --per_device_eval_batch_size {max(1, batch_size // 2)}; a "
-                          "smaller --max_seq_length helps, too.")
-    parts = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), 1)  # into which the batch divides
-    same = (f" The same result in less: --per_device_train_batch_size {batch_size // parts} "
-            f"--gradient_accumulation_steps {accumulation_steps * parts}." if parts > 1 else "")
-    return InputError(f"{said}{same} --gradient_checkpointing and a smaller --max_seq_length help, too.")
+    try:
+        yield
+    except Exception as error:
+        fault = " ".join(str(error).split())[:300].rstrip(".")
+        raise InputError(f"{what}: {type(error).__name__}: {fault}. {advice}") from None
+
+
+@contextmanager
+def explain_out_of_memory(max_seq_length):
+    """Turn running out of a GPU's memory into an InputError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise InputError(f"the GPU ran out of memory at --max_seq_length {max_seq_length}. The "
+                         "same result in less: halve --per_device_train_batch_size and double "
+                         "--gradient_accumulation_steps, or give --gradient_checkpointing; for "
+                         "evaluation, halve --per_device_eval_batch_size.") from None
 
 
 def run_main(main):
-    """Call main; a mistake of the user's ends it with one message on stderr and exit status 2.
+    """Call main; a user's mistake, or a full disk, ends it with one message and status 2.
 
-    Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
+    Of several processes that find the same mistake the first speaks, and the launcher ends the
+    others meanwhile.
     """
-    rank = int(os.environ.get("RANK", 0))
-    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
+    sys.stdout.reconfigure(errors="replace")  # what a terminal of another encoding cannot show
+    status, speaks = 2, int(os.environ.get("RANK", 0)) == 0
     try:
-        main()
-    except (InputError, KeyboardInterrupt) as error:
-        if rank and not getattr(error, "only_here", False):
-            time.sleep(10)
+        return main()
+    except InputError as error:
+        message, speaks = f"error: {error}", speaks or error.only_here
+    except KeyboardInterrupt:
         status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
-        if isinstance(error, InputError):
-            status, message = 2, f"error: {error}"
-        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
-        if torch.distributed.is_initialized():  # to take it down while others wait in it can abort, and lose the status
-            sys.stdout.flush()
-            os._exit(status)
-        sys.exit(status)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        place = error.filename or "a file"
+        message, speaks = f"error: {place} cannot be written: {error.strerror}", True
+    if not speaks:
+        time.sleep(10)
+    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # With the processes connected, to take them down while others wait can abort, and lose the
+    # status.
+    (os._exit if torch.distributed.is_initialized() else sys.exit)(status)
 
 
 # ==== utils/arguments.py, whole (to change it, change it there; `make fix` copies it) ====
-# Command lines: what argparse does not do by itself.
+# Flags that all scripts have, and what argparse does not do by itself.
 
-class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message):  # argparse would print its usage, once for each process
-        raise InputError(f"{message}; see --help")
+HINTS = {  # for flags that users of other scripts type by habit
+    "--fp16": "give --mixed_precision fp16",
+    "--bf16": "give --mixed_precision bf16",
+    "--block_size": "give --max_seq_length",
+    "--whole_word_mask": "run_mlm.py and run_pretraining.py take --masking whole_word",
+    "--pad_to_max_length": "leave it out: each batch is padded to its own longest example",
+    "--evaluation_strategy": "give --eval_strategy",
+    "--group_by_length": "leave it out: the order of examples is a function of --seed",
+    "--warmup_ratio": "give --warmup_steps, below 1 a share of all updates",
+    "--cache_dir": "set the environment variable HF_HOME to that folder",
+    "--return_entity_level_metrics": "leave it out: run_ner.py writes the scores of each type into all_results.json",
+    "--task_name": "leave it out: each script has one task",
+    "--pair_unit": "run_pretraining.py makes segments, run_nsp.py pairs of sentences alone",
+    "--short_seq_prob": "run_pretraining.py makes segments, run_nsp.py pairs of sentences alone",
+}
+
+
+def number(kind, low, high=math.inf, above=False):
+    """Make a `type` for argparse: a finite number of a kind (int, float) within bounds.
+
+    From low, or above it, up to high.
+    """
+
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high or value == math.inf or (above and value == low):
+            raise argparse.ArgumentTypeError(f"is {text}; expected "
+                                             f"{'more than' if above else 'at least'} {low}"
+                                             + (f" and at most {high}" if high < math.inf else ""))
+        return value
+
+    parse.__name__ = kind.__name__  # which argparse names where the text is no number at all
+    return parse
+
+
+COUNT, AMOUNT, ABOVE_0 = number(int, 1), number(float, 0), number(float, 0, above=True)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -1120,439 +1066,660 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def read_config(path, flags):
-    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
+class ArgumentParser(argparse.ArgumentParser):
+    def error(self, message):  # argparse would print its usage, once for each process
+        # Of a type made by number.
+        message = message.removeprefix("argument ").replace(": is ", " is ")
+        raise InputError(f"{message}; see --help")
+
+
+def add_flags(group, *flags):
+    """Add flags to a group of a parser, each a tuple of name, type, default and help.
+
+    The type bool makes a switch (--flag, --flag true, --flag false), a list of words a choice,
+    [str] takes several.
+    """
+    for name, kind, default, words in flags:
+        how = {"type": kind}
+        if kind is bool:
+            how = {"type": string_to_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
+        elif kind == [str]:
+            how = {"nargs": "+"}
+        elif isinstance(kind, list):
+            how = {"choices": kind}
+        group.add_argument(f"--{name}", default=default, help=words, **how)
+
+
+def add_model_and_data_flags(parser, *, default_dataset, rows, examples, shortest, max_seq_length,
+                             length_help):
+    """Add the flags of model and data to a parser: the group of the data, for a script's own.
 
     Args:
-        path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
-        flags: names of the flags that may stand there, without the dashes.
-
-    Returns:
-        list of strings to stand before the arguments that the user typed, so that those win.
-
-    Raises:
-        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
+        default_dataset: name of the data set that a bare call takes.
+        rows: what is drawn for evaluation, in words: "rows".
+        examples: what a batch is made of: "blocks".
+        shortest: the least --max_seq_length.
+        max_seq_length: its default.
+        length_help: what it counts, in words.
     """
-    try:
-        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
+    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed "
+                        "beside it win")
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", "--model_name_or_path", default="bert-base-uncased",
+                       help="Hub name or folder")
+    add_flags(
+        group,
+        ("tokenizer_name", str, None, "Hub name or folder of the tokenizer (default: the model's)"),
+        ("model_revision", str, "main", "branch, tag or commit on the Hub"),
+        ("from_scratch", bool, False, "the model's config alone, with random weights"),
+        ("config_overrides", str, None, "config settings to change, as hidden_dropout_prob=0,…; "
+         "for pretrained models too"),
+        ("trust_remote_code", bool, False, "run code that comes with the model"),
+    )
+    group = parser.add_argument_group("data")
+    add_flags(
+        group,
+        ("dataset_name", str, None, f"Hub name or folder (default: {default_dataset} where no file "
+         "is given)"),
+        ("dataset_config_name", str, None, "configuration of that data set"),
+        ("train_file", [str], None, "files or globs to train on"),
+        ("validation_file", [str], None, "files or globs to evaluate on"),
+        ("test_file", [str], None, "files or globs for the predict_ scores and predictions at the "
+         "end"),
+        ("validation_split_percentage", number(float, 0, 99), 10, f"percent of the training {rows} "
+         "to evaluate on where there are no validation data, the same for every seed; 0 is none"),
+        ("max_seq_length", number(int, shortest), max_seq_length, length_help),
+        ("max_train_samples", COUNT, None, f"train on a random sample of so many {examples} "
+         "(default: all)"),
+        ("max_eval_samples", COUNT, None, "the same for evaluation (default: all)"),
+        ("max_predict_samples", COUNT, None, "the same for test data (default: all)"),
+        ("preprocessing_num_workers", COUNT, None, "processes that tokenize (default: 1)"),
+        ("overwrite_cache", bool, False, "prepare the data anew even where the cache holds them"),
+    )
+    return group
+
+
+def read_config(path):
+    """Turn a YAML file of flags into a list of command-line arguments.
+
+    They stand before those that were typed, so that those win.
+
+    Args:
+        path: a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line:
+            true`.
+    """
+    with blame(f"--config {path}: cannot be read", "Expected one `flag: value` a line."):
+        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is
+        # a number.
         settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
-        raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
-    arguments = []
-    for key, value in settings.items():
-        if key not in flags:
-            raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
+        raise InputError(f"--config {path}: expected one `flag: value` a line, found "
+                         f"{str(settings)[:40]!r}")
+    words = []
+    for flag, value in settings.items():
         if isinstance(value, dict):
             value = ",".join(f"{name}={part}" for name, part in value.items())
-        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
-            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
-        if value not in ("", "null", "~"):
-            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
-    return arguments
+        if isinstance(value, list) and {*map(type, value)} <= {str}:
+            words += [f"--{flag}", *value]
+        elif isinstance(value, list):
+            raise InputError(f"--config {path}: {flag!r} holds more than a list of values; put "
+                             "each one in quotes")
+        elif value not in ("", "null", "~"):
+            words.append(f"--{flag}={value}")
+    return words
 
 
 def parse_with_config(parser, argv=None):
-    """Parse a command line, and before it the flags of the YAML file that --config names.
+    """Parse a command line, and before it the YAML file of --config: a Namespace.
 
     Args:
-        parser: an ArgumentParser with a flag --config.
-        argv: arguments; None takes those of the process.
-
-    Raises:
-        InputError: an argument that the parser does not know, with one like it, or a fault in the file.
+        argv: arguments; None takes those of the process. InputError: an unknown flag, or a fault in
+            the file.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    typed = sys.argv[1:] if argv is None else list(argv)
     only_config = ArgumentParser(add_help=False, allow_abbrev=False)
     only_config.add_argument("--config")
-    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
-    config = only_config.parse_known_args(argv)[0].config
-    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
+    path = only_config.parse_known_args(typed)[0].config
+    args, unknown = parser.parse_known_args((read_config(path) if path else []) + typed)
     if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
-        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
+        flag = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(flag, parser._option_string_actions, n=1)
+        hint = HINTS.get(flag) or (f"did you mean {near[0]}?" if near else "see --help")
+        raise InputError(f"{flag} is not a flag of this "
+                         f"script{f', nor a key of {path}' if path else ''}: {hint}")
     return args
 
 
+def choose_tasks(args, parser, default_dataset, files, needs_data):
+    """Fill in what is left to the data: the default data set, and what to do.
+
+    Args:
+        files: whether files to train or to evaluate on are given.
+        needs_data: whether the run can do nothing without any.
+    """
+    if files and args.dataset_name:
+        parser.error("--dataset_name and files were given; expected one of the two")
+    if needs_data and not files:
+        args.dataset_name = args.dataset_name or default_dataset
+    trainable = bool(args.train_file or args.dataset_name)
+    if not (args.do_train or args.do_eval or args.do_predict):
+        args.do_train, args.do_predict = trainable, bool(args.test_file)
+        args.do_eval = trainable or bool(args.validation_file)
+    if args.do_train and not trainable:
+        parser.error("--do_train has nothing to train on: give --train_file or --dataset_name")
+
+
+def check_output_flags(args, parser):
+    """Find settings of the output that cannot work, and fill in those that depend on others."""
+    if args.resume_from_checkpoint and args.overwrite_output_dir:
+        parser.error("--overwrite_output_dir would remove what --resume_from_checkpoint goes on "
+                     "with; give one of them")
+    args.run_name = args.run_name or args.output_dir
+    args.report_to = sorted({*args.report_to} - {"none"})
+    for package in args.report_to:
+        if package not in ("wandb", "trackio", "tensorboard"):
+            parser.error(f"--report_to {package}: expected none, wandb, trackio or tensorboard")
+        if not importlib.util.find_spec(package):  # nothing would be logged, and nothing said
+            parser.error(f"--report_to {package}: the package is not installed; pip install "
+                         f"{package}")
+
+
 # ==== utils/loop_arguments.py, whole (to change it, change it there; `make fix` copies it) ====
-# Flags that are on or off.
+# Flags of training and output that the loops have in common.
 
-def true_or_false(text):
-    """Read the value of a switch, in the words that transformers takes."""
-    words = {"true": True, "t": True, "yes": True, "y": True, "1": True,
-             "false": False, "f": False, "no": False, "n": False, "0": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
-    return words[text.lower()]
+def add_loop_flags(parser, task, examples):
+    """Add the flags of training and output to a parser.
+
+    Args:
+        task: last part of the default --output_dir.
+        examples: what a batch is made of, in words: "blocks".
+    """
+    add_flags(
+        parser.add_argument_group("training"),
+        ("do_train", bool, False, "train, and evaluate where there are data for it; without any "
+         "--do_ flag, all that the data allow"),
+        ("do_eval", bool, False, "evaluate"),
+        ("do_predict", bool, False, "score, or judge, the test data"),
+        ("prepare_only", bool, False, "prepare and cache the data, without a model, and end"),
+        ("per_device_train_batch_size", COUNT, 16, f"{examples} per process and pass"),
+        ("per_device_eval_batch_size", COUNT, 16, "the same in evaluation"),
+        ("gradient_accumulation_steps", COUNT, 1, "passes per update"),
+        ("learning_rate", AMOUNT, 5e-5, "peak, for AdamW"),
+        ("weight_decay", AMOUNT, 0.0, "never on biases and LayerNorm"),
+        ("max_grad_norm", AMOUNT, 1.0, "to clip at; 0 does not clip"),
+        ("num_train_epochs", ABOVE_0, 3.0, "passes over the data"),
+        ("max_steps", int, -1, "updates, instead of epochs where above 0"),
+        ("lr_scheduler_type", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
+                               "constant_with_warmup", "inverse_sqrt"], "linear",
+         "course of the learning rate"),
+        ("warmup_steps", AMOUNT, 0, "updates, or below 1 a share of all"),
+        ("mixed_precision", ["auto", "no", "bf16", "fp16"], "auto", "auto: as the launcher says, "
+         "else bf16 where the hardware computes it natively; no: float32"),
+        ("gradient_checkpointing", bool, False, "less memory, more time"),
+        ("dataloader_num_workers", number(int, 0), 0, "data workers per process"),
+        ("cpu_threads", COUNT, None, "torch threads per process (default: physical cores / "
+         "processes)"),
+        ("seed", number(int, 0, 2**32 - 1), 42, "of weights, order, pairs, masks and dropout"),
+    )
+    add_flags(
+        parser.add_argument_group("output"),
+        ("output_dir", str, f"outputs/{task}", "folder for all that a run leaves behind"),
+        ("overwrite_output_dir", bool, False, "train although a model or checkpoints lie there, "
+         "and replace them"),
+        ("eval_strategy", ["no", "steps", "epoch"], "epoch", "when to evaluate"),
+        ("eval_steps", ABOVE_0, None, "updates, or below 1 a share of all (default: as "
+         "--logging_steps)"),
+        ("save_strategy", ["no", "steps", "epoch"], "epoch", "when to save"),
+        ("save_steps", ABOVE_0, 500, "updates, or below 1 a share of all"),
+        ("logging_steps", ABOVE_0, 10, "updates between two lines of the log, or below 1 a share"),
+        ("save_total_limit", COUNT, 2, "checkpoints that are kept"),
+        ("load_best_model_at_end", bool, False, "keep the model with the lowest eval_loss"),
+        ("report_to", [str], ["none"], "trackers: none, wandb, trackio, tensorboard"),
+        ("run_name", str, None, "name in the trackers (default: --output_dir)"),
+        ("push_to_hub", bool, False, "upload the model to the Hub at the end"),
+        ("hub_model_id", str, None, "repository to push to (default: the last part of "
+         "--output_dir)"),
+    )
+    parser.add_argument("--resume_from_checkpoint", nargs="?", const="latest",
+                        metavar="latest|PATH", help="go on from a checkpoint; latest: the newest "
+                        "whole one in --output_dir")
 
 
-def add_switch(group, name, help):
-    """Add a flag that is on or off, as transformers writes them: --flag, --flag true or --flag false."""
-    group.add_argument(name, nargs="?", const=True, default=False, metavar="BOOL", type=true_or_false, help=help)
+def check_loop_flags(args, parser):
+    """Find settings that do not fit each other, and fill in --eval_steps."""
+    check_output_flags(args, parser)
+    args.eval_steps = args.eval_steps or args.logging_steps
+    if args.load_best_model_at_end and (args.save_strategy == "no" or args.eval_strategy
+                                        != args.save_strategy
+                                        or (args.save_strategy == "steps"
+                                            and round(args.save_steps / args.eval_steps, 6) % 1)):
+        parser.error("--load_best_model_at_end needs scores of every model that is saved: give "
+                     "--save_strategy and --eval_strategy the same value, and --save_steps a "
+                     "multiple of --eval_steps")
+
+
+# ==== utils/writing.py, whole (to change it, change it there; `make fix` copies it) ====
+# Files that no reader, and no kill, ever meets half of.
+
+@contextmanager
+def written_aside(path):
+    """Give a path to write to, which is moved to `path` at the end, if all went well.
+
+    What was written is removed where it fails.
+    """
+    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write a value as JSON."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
 
 
 # ==== utils/reading.py, whole (to change it, change it there; `make fix` copies it) ====
 # Files of the user, and their lines and objects, each with its place.
 
 def find_files(patterns, flag):
-    """Expand paths and globs to a list of files, sorted within a glob. InputError where there is none, or a folder."""
+    """Expand paths and globs to a list of files, sorted within a glob.
+
+    InputError where there is none, or a folder.
+    """
     files = []
     for pattern in patterns:
-        found = [pattern] if os.path.exists(pattern) else [p for p in sorted(glob.glob(pattern, recursive=True))
-                                                           if not os.path.isdir(p)]
-        if not found or os.path.isdir(pattern):
-            fault = ("this is a folder, expected a file" if found else "no file matches this pattern"
-                     if glob.has_magic(pattern) else "there is no such file")
-            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, or a glob like *.txt")
-        files += found
+        matches = ([pattern] if os.path.exists(pattern)
+                   else sorted(glob.glob(pattern, recursive=True)))
+        matches = [path for path in matches if not os.path.isdir(path)]
+        if not matches:
+            fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
+                     else "there is no such file")
+            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, "
+                             "or a glob like *.txt")
+        files += matches
     return files
 
 
-def read_chunks(path):
-    """Read a UTF-8 file, also .gz, in pieces of whole lines: yields (number of the first line, from 1, and the bytes).
+def ending_of(path):
+    """The ending of a file's name that tells its kind, in lower case: .csv of data.CSV.gz."""
+    return os.path.splitext(path.lower().removesuffix(".gz"))[1]
 
-    A byte order mark is taken off. InputError names the line and the byte that is not UTF-8.
+
+def open_bytes(path):
+    """Open a file, also .gz, to read its bytes."""
+    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+
+
+def read_chunks(path):
+    """Read a UTF-8 file in pieces of whole lines: yields (number of the first, bytes).
+
+    Also .gz. Numbers count from 1. A byte order mark is taken off. InputError names the line and
+    the byte that is not UTF-8.
     """
     number = 1
     try:
-        with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
+        with open_bytes(path) as file:
             while raw := file.read(1 << 22) + file.readline():
                 raw.decode("utf-8")  # only to check it
                 yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 number += raw.count(b"\n")
     except UnicodeDecodeError as error:
-        line, byte = number + raw.count(b"\n", 0, error.start), error.start - raw.rfind(b"\n", 0, error.start)
-        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
-                         f"Convert it to UTF-8, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
+        line = number + raw.count(b"\n", 0, error.start)
+        byte = error.start - raw.rfind(b"\n", 0, error.start)
+        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) "
+                         "is not UTF-8. Convert it to UTF-8, for instance with: iconv -f latin1 "
+                         f"-t utf-8 {path} > new.txt") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
+        raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another "
+                         "kind?") from None
 
 
 def read_lines(path):
-    """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines without end)."""
+    """Read a UTF-8 file in batches of lines: yields (number of the first, from 1, lines)."""
     for number, raw in read_chunks(path):
-        yield number, [line.removesuffix("\r") for line in raw.removesuffix(b"\n").decode("utf-8").split("\n")]
+        yield (number, [line.removesuffix("\r") for line
+                        in raw.removesuffix(b"\n").decode("utf-8").split("\n")])
 
 
-def read_json(path, on_fault=None):
-    """Read .jsonl, or .json that is a list, an object with a list under `data`, or lines: yields (place, object).
+def parse_json(text, path, line=None):
+    """Parse JSON: the value, or the InputError for what is none.
 
-    InputError names line and column of what is not JSON, or what stands there instead of an object; on_fault, if given,
-    is called with place and InputError of such a row instead.
+    Args:
+        line: number of that line, where the text is one.
     """
-    rows = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
-    parsed = False
-    if path.lower().removesuffix(".gz").endswith(".json"):
-        rows = list(rows)
-        try:
-            value = json.loads("\n".join(line for _, line in rows))
-            value = value.get("data", [value]) if isinstance(value, dict) else value
-            value = value if isinstance(value, list) else [value]
-            rows, parsed = [(f"{path}, entry {n}", row) for n, row in enumerate(value, 1)], True
-        except (ValueError, RecursionError) as error:
-            if not str(error).startswith("Extra data"):  # otherwise it has one object a line, and is read as such
-                line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
-                raise InputError(f"{path}, line {line}, column {column}: not JSON: {getattr(error, 'msg', error)}. "
-                                 "Was the file cut off?") from None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line, column = line or getattr(error, "lineno", 1), getattr(error, "colno", 1)
+        return InputError(f"{path}, line {line}, column {column}: not JSON: "
+                          f"{getattr(error, 'msg', error)}. Expected one object a line, or one "
+                          f"list; found {text[:40]!r}. Was the file cut off?")
+
+
+def read_json(path):
+    """Read objects out of .jsonl and .json: yields (place, object).
+
+    A .json file is a list, an object with a list under `data`, or lines.
+
+    In place of a row that is no JSON, or no object, stands the InputError that says so.
+    """
+    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first)
+             if line.strip())
+    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines)
+    if ending_of(path) == ".json":
+        text = "\n".join(line for _, batch in read_lines(path) for line in batch)
+        whole = parse_json(text, path)
+        if not isinstance(whole, InputError):
+            whole = whole.get("data", [whole]) if isinstance(whole, dict) else whole
+            whole = whole if isinstance(whole, list) else [whole]
+            rows = ((f"{path}, entry {n}", row) for n, row in enumerate(whole, 1))
+        # Otherwise it has one object a line, and is read as such.
+        elif "not JSON: Extra data" not in str(whole):
+            raise whole
     for place, row in rows:
-        if not (parsed or row.strip()):
-            continue
-        try:
-            row = row if parsed else json.loads(row)
-        except (ValueError, RecursionError) as error:
-            column, fault = getattr(error, "colno", 1), getattr(error, "msg", error)
-            fault = InputError(f"{place}, column {column}: not JSON: {fault} in {row[:40]!r}. Expected one object a "
-                               "line.")
-        else:
-            if isinstance(row, dict):
-                yield place, row
-                continue
-            found = json.dumps(row, ensure_ascii=False)[:40]
-            fault = InputError(f"{place}: expected an object such as {{\"text\": …}}, found {found!r}")
-        if on_fault is None:
-            raise fault from None
-        on_fault(place, fault)
+        if not isinstance(row, dict | InputError):
+            shown = json.dumps(row, ensure_ascii=False)[:40]
+            row = InputError(f'{place}: expected an object such as {{"text": …}}, found {shown!r}')
+        yield place, row
 
 
 # ==== utils/tables.py, whole (to change it, change it there; `make fix` copies it) ====
-# Rows of CSV and Parquet files, each with its place.
+# Rows of tables: JSON, CSV and Parquet, each with its place.
 
-def read_csv(path, on_fault=None):
-    """Read .csv or .tsv with a header: yields (place, dict of the row). InputError names the line of a faulty row.
+def read_csv(path):
+    """Read .csv or .tsv with a header: yields (place, dict of the row).
 
-    on_fault, if given, is called with place and InputError of a row that has not the columns of the header instead.
+    In place of a faulty row stands its InputError.
+
+    A row is at fault that has not the columns of the header. InputError where a quote is never
+    closed.
     """
     csv.field_size_limit(2**31 - 1)
-    delimiter = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
     lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    rows = csv.reader(lines, delimiter="\t" if ending_of(path) == ".tsv" else ",", strict=True)
     try:
-        header = next((row for row in rows if row), [])
-        if len(set(header)) < len(header):
-            raise InputError(f"{path}, line {rows.line_num}: a column stands there twice: {', '.join(header)}")
-        for row in rows:
+        header = next(filter(None, rows), [])
+        if len({*header}) < len(header):
+            raise InputError(f"{path}, line {rows.line_num}: a column stands there twice: "
+                             f"{', '.join(header)}")
+        for row in filter(None, rows):
             place = f"{path}, line {rows.line_num}"
-            if row and len(row) != len(header):
-                fault = InputError(f"{place}: expected {len(header)} columns ({', '.join(header)}), found {len(row)}. "
-                                   "Put a value that holds the separator in double quotes.")
-                if on_fault is None:
-                    raise fault
-                on_fault(place, fault)
-            elif row:
+            if len(row) == len(header):
                 yield place, dict(zip(header, row, strict=True))
+            else:
+                yield (place, InputError(f"{place}: expected {len(header)} columns "
+                                         f"({', '.join(header)}), found {len(row)}. Put a value "
+                                         "that holds the separator in double quotes."))
     except csv.Error as error:
-        raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check the quotes.") from None
+        raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check "
+                         "the quotes.") from None
 
 
 def read_parquet(path):
     """Read .parquet: yields (place, dict of the row). InputError where the file is damaged."""
+    number = 0
     try:
-        with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
-            batches = pa.parquet.ParquetFile(file).iter_batches()
-            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-            yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
+        with open_bytes(path) as file:
+            for batch in pa.parquet.ParquetFile(file).iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
     except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
+
+
+TABLES = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv,
+          ".parquet": read_parquet}
 
 
 # ==== utils/splits.py, whole (to change it, change it there; `make fix` copies it) ====
 # Data sets of the Hub, and what each split of a run is made of.
 
 def load_splits(dataset_name, dataset_config_name):
-    """Load a data set of the Hub, or of a folder: dict of split to Dataset. InputError where that fails."""
-    try:
+    """Load a data set of the Hub, or of a folder: dict of split to Dataset.
+
+    InputError where that fails.
+    """
+    with blame(f"--dataset_name {dataset_name}: cannot be loaded", "Check the name and "
+               "--dataset_config_name. Without network, give --train_file with a file of your "
+               "own, or a folder that holds the data set, or bring along a cache from where there "
+               f"is network: {datasets.config.HF_DATASETS_CACHE}"):
         return datasets.load_dataset(dataset_name, dataset_config_name)
-    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
-                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
-                         "folder that holds the data set, or bring along a cache from where there is network: "
-                         f"{datasets.config.HF_DATASETS_CACHE}") from None
 
 
-def choose_parts(sources, percent, tasks, load_best_model_at_end):
-    """Say what each split of a run is made of: dict of split to (source, part), a part being (which, percent).
+def choose_parts(sources, args, splits=("train", "validation", "test")):
+    """Say what each split of a run is made of: dict of split to (source, part).
 
-    Where there are no validation data, so many percent of the training data are "drawn" for it, and training takes the
-    "rest"; else parts are "all".
+    A part is (which, percent). Where there are no validation data, so many percent of the training
+    data are "drawn" for it, and training takes the "rest"; else parts are "all".
 
     Args:
-        sources: as find_sources returns. percent: --validation_split_percentage.
-        tasks: dict of "train", "validation" and "test" to whether the run does what needs it.
+        sources: dict of split to where its data come from.
+        args: Namespace of the flags.
+        splits: those that the script takes from sources.
 
     Raises:
         InputError: something that the run is to do has no data.
     """
     parts = {split: (source, ("all", 0)) for split, source in sources.items()}
-    if "validation" not in sources and "train" in sources and percent:
+    percent = args.validation_split_percentage
+    if "train" in sources and "validation" not in sources and percent:
         parts["train"] = (sources["train"], ("rest", percent))
         parts["validation"] = (sources["train"], ("drawn", percent))
-    if not tasks["train"]:
+    needed = {"train": args.do_train, "test": args.do_predict, "validation": args.do_eval
+              and not args.do_train}
+    for split, is_needed in needed.items():
+        if is_needed and split in splits and split not in parts:
+            flag = {"train": "do_train", "test": "do_predict", "validation": "do_eval"}[split]
+            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a "
+                             f"split named {split}")
+    if not args.do_train:
         parts.pop("train", None)
-    if not (tasks["train"] or tasks["validation"]):
+    if not (args.do_train or args.do_eval):
         parts.pop("validation", None)
-    for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
-        if tasks[split] and split not in parts and not (tasks["train"] and split == "validation"):
-            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
     if not parts:
-        raise InputError("there are no data to prepare: give --train_file, --validation_file or --dataset_name")
-    if load_best_model_at_end and "validation" not in parts:
-        raise InputError("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
+        raise InputError("there are no data to prepare: give --train_file, --validation_file or "
+                         "--dataset_name")
+    if args.load_best_model_at_end and "validation" not in parts:
+        raise InputError("--load_best_model_at_end has nothing to tell the best by: give "
+                         "--validation_file")
     return parts
 
 
 # ==== utils/texts.py, whole (to change it, change it there; `make fix` copies it) ====
 # Text to train on, out of files and data sets.
 
+class Source(NamedTuple):
+    """Where the text of a split comes from: its name, a key of its content, its reader.
+
+    read yields batches of (texts, documents): an Arrow array of large_string without empty ones,
+    and the number of the document of each, which only ever rises (int64).
+    """
+
+    name: str
+    key: str
+    read: object
+
+
+def find_sources(args, splits, separator="auto"):
+    """Find the text of each split: dict of split to Source.
+
+    InputError where a file or the data set is not there.
+
+    Args:
+        args: Namespace of the flags.
+        splits: those that are wanted.
+        separator: what ends a document: "auto", in text a blank line, or without any each line, and
+            in a table each row; "blank_line", also a row without text; "line" or "row".
+    """
+    how, sources = (args.text_column_name, separator), {}
+    loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
+    for split in splits:
+        patterns = getattr(args, f"{split}_file")
+        if patterns:
+            paths = find_files(patterns, f"--{split}_file")
+            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:]
+                                                 else "")
+            sources[split] = Source(name, f"{hash_files(paths)} {how}",
+                                    partial(read_files, paths, *how))
+        elif split in loaded:
+            name = f"--dataset_name {args.dataset_name}, split {split}"
+            sources[split] = Source(name, f"{loaded[split]._fingerprint} {how}",
+                                    partial(read_dataset, loaded[split], *how, name))
+    return sources
+
+
 def hash_files(paths):
-    """SHA-256 over the endings and contents of files: the same wherever they lie and whenever they were written."""
+    """SHA-256 over the endings and contents of files, wherever they lie.
+
+    The same whenever they were written.
+    """
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        ending = os.path.splitext(path.lower().removesuffix(".gz"))[1] + ".gz" * path.lower().endswith(".gz")
-        digest.update(f"{ending} {content}\n".encode())
+        digest.update(f"{ending_of(path)} {path.lower().endswith('.gz')} {content}\n".encode())
     return digest.hexdigest()
 
 
-def read_paragraphs(path, separator="auto"):
-    """Read plain text, a paragraph a line, as read_texts does: yields (texts, documents).
+def read_files(paths, column, separator="auto"):
+    """Read the texts of files as those of a Source.
 
-    A blank line ends a document; a file without blank lines between its lines has one document a line ("auto"). Or one
-    of the two, whatever the file has: "blank_line" or "line".
+    Those with the ending of a table are tables, all others plain text.
     """
-    def read_trimmed():  # without a Python object for each line, which would take most of the time
-        for _, raw in read_chunks(path):
-            raw = raw.removesuffix(b"\n")
-            starts = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1
-            offsets = pa.py_buffer(np.concatenate([[0], starts, [len(raw)]]))
-            lines = pa.LargeStringArray.from_buffers(len(starts) + 1, offsets, pa.py_buffer(raw))
-            lines = pa.compute.utf8_trim_whitespace(lines)  # (lines,); line ends, too
-            yield lines, pa.compute.binary_length(lines).to_numpy() > 0
+    for number, path in enumerate(paths):
+        table = TABLES.get(ending_of(path))
+        batches = read_column(table(path), column) if table else read_trimmed(path)
+        separated = separator == "blank_line" or (separator == "auto" and not table
+                                                  and has_blank_lines(path))
+        for texts, documents in number_documents(batches, separated):
+            yield texts, documents + (number << 40)  # those of the next file are others
 
-    separated, lines, first, filled = separator == "blank_line", 0, None, 0
-    for _, has_text in read_trimmed() if separator == "auto" else ():
-        places = lines + np.flatnonzero(has_text)
+
+def read_dataset(rows, column, separator, name):
+    """Read the texts of a Dataset as those of a Source."""
+    places = ((f"{name}, row {n}", row) for n, row in enumerate(rows))
+    yield from number_documents(read_column(places, column), separator == "blank_line")
+
+
+def number_documents(batches, separated):
+    """Number the documents of arrays of texts: yields batches as of a Source.
+
+    Args:
+        separated: an empty text ends a document, not each text.
+    """
+    number = 0
+    for texts in batches:
+        filled = pa.compute.binary_length(texts).to_numpy() > 0  # (texts,)
+        ends = ~filled if separated else np.ones_like(filled)
+        documents = number + np.cumsum(ends) - ends
+        number += ends.sum()
+        yield texts.filter(pa.array(filled)), documents[filled]
+
+
+def read_trimmed(path):
+    """Read the lines of plain text: yields arrays of them without the white space around them."""
+    # Without a Python object for each line, which would take most of the time.
+    for _, raw in read_chunks(path):
+        raw = raw.removesuffix(b"\n")
+        starts = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1
+        offsets = pa.py_buffer(np.concatenate([[0], starts, [len(raw)]]))
+        lines = pa.LargeStringArray.from_buffers(len(starts) + 1, offsets, pa.py_buffer(raw))
+        yield pa.compute.utf8_trim_whitespace(lines)  # line ends, too
+
+
+def has_blank_lines(path):
+    """Whether a blank line stands between two lines of text."""
+    lines = filled = 0
+    first = None
+    for texts in read_trimmed(path):
+        places = lines + np.flatnonzero(pa.compute.binary_length(texts).to_numpy())
         if len(places):
             first = places[0] if first is None else first
             filled += len(places)
-            separated = places[-1] - first >= filled  # a blank line stands between two others
-        if separated:
-            break
-        lines += len(has_text)
-    number = 0
-    for texts, has_text in read_trimmed():
-        ends = ~has_text if separated else np.ones_like(has_text)  # where the next line is another document
-        documents = number + np.cumsum(ends) - ends
-        number += ends.sum()
-        yield texts.filter(pa.array(has_text)), documents[has_text]
+            if places[-1] - first >= filled:
+                return True
+        lines += len(texts)
+    return False
 
 
-def number_rows(texts, first, separator):
-    """Number the documents of a table's rows from `first` on: (texts and documents as of read_texts, the next number).
-
-    Each row is a document; where the separator is "blank_line", a row without text ends one.
-    """
-    texts = [(text or "").strip() for text in texts]
-    ends = np.array([separator != "blank_line" or not text for text in texts], dtype=np.int64)
-    documents = first + np.cumsum(ends) - ends
-    filled = np.array(list(map(bool, texts)), dtype=bool)
-    return pa.array([text for text in texts if text], pa.large_string()), documents[filled], first + ends.sum()
-
-
-def read_texts(path, column, separator="auto"):
-    """Read the texts of a file, without the empty ones: paragraphs, or the rows of a table.
-
-    Plain text, which any ending but those of tables is, is read by read_paragraphs. In .jsonl, .json, .csv, .tsv and
-    .parquet each row is a document.
+def read_column(rows, column):
+    """Read the texts of a table: yields arrays of them without the white space around them.
 
     Args:
-        path: the file; all kinds also as .gz.
-        column: which column or key of a table holds the text.
-        separator: what ends a document: "auto", as said above; "blank_line", also a row without text; "line" or "row".
-
-    Yields:
-        (texts, documents): an Arrow array of large_string, and the number of the document of each, from 0 (int64).
-
-    Raises:
-        InputError: it cannot be read, or a row has no such column, or something else than text in it.
+        rows: yields (place, dict of the row or the InputError of a faulty one).
+        column: which of its values is the text; None is an empty one.
     """
-    readers = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
-    reader = readers.get(os.path.splitext(path.lower().removesuffix(".gz"))[1])
-    if reader is None:
-        yield from read_paragraphs(path, "line" if separator == "row" else separator)
-        return
-    rows, number = reader(path), 0
     while batch := list(itertools.islice(rows, 10_000)):
-        for place, row in batch:
-            if column not in row or not isinstance(row[column], str | None):
-                fault = (f"expected text in column {column!r}, found {str(row[column])[:40]!r}" if column in row else
-                         f"there is no column {column!r}; the columns are {', '.join(map(str, row))}")
-                raise InputError(f"{place}: {fault}. Name the column that holds the text with --text_column_name.")
-            if re.search("[\ud800-\udfff]", row[column] or ""):
-                raise InputError(f"{place}: column {column!r} holds half a character (a lone surrogate, such as a "
-                                 "cut-off emoji leaves). Expected Unicode text; take it out of the file.")
-        texts, documents, number = number_rows([row[column] for _, row in batch], number, separator)
-        yield texts, documents
+        yield pa.array([text_of(row, column, place).strip() for place, row in batch],
+                       pa.large_string())
 
 
-def read_all_texts(paths, column, separator="auto"):
-    """Read several files as read_texts does, documents numbered through. InputError where none of them has any text."""
-    start = rows = 0
-    for path in paths:
-        last = -1
-        for texts, documents in read_texts(path, column, separator):
-            yield texts, documents + start
-            rows, last = rows + len(texts), documents[-1] if len(documents) else last
-        start += last + 1
-    if not rows:
-        is_table = paths[0].lower().removesuffix(".gz").endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet"))
-        fault = "no row with text" if is_table else "nothing but white space"
-        fault = fault if sum(map(os.path.getsize, paths)) else "empty, 0 bytes"
-        raise InputError(f"{', '.join(paths[:3])}: there is no text in it ({fault}). "
-                         "Expected UTF-8 text, a paragraph a line, or a table with a column of texts.")
+def text_of(row, column, place):
+    """Take the text out of a row of a table.
 
-
-def find_sources(files, dataset_name, dataset_config_name, column, splits, separator="auto"):
-    """Find the text of each split: dict of split to (fingerprint of its content, function that yields batches, name).
-
-    Args:
-        files: dict of split to paths and globs, or None.
-        dataset_name, dataset_config_name: a data set of the Hub, or a folder, instead of files.
-        column: the column that holds the text.
-        splits: the splits that are wanted.
-        separator: what ends a document, as for read_texts.
-
-    Raises:
-        InputError: a file, the data set or its column is not there.
+    InputError where the row is at fault, or has something else there.
     """
-    sources = {}
-    for split in splits if not dataset_name else ():
-        if files[split]:
-            paths = find_files(files[split], f"--{split}_file")
-            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
-            sources[split] = (f"{hash_files(paths)} {column} {separator}",
-                              partial(read_all_texts, paths, column, separator), name)
-    if not dataset_name:
-        return sources
-    loaded = load_splits(dataset_name, dataset_config_name)
-    for split in splits:
-        if split in loaded:
-            if column not in loaded[split].column_names:
-                raise InputError(f"--dataset_name {dataset_name}: there is no column {column!r}; the columns are "
-                                 f"{', '.join(loaded[split].column_names)}. Name one with --text_column_name.")
-            name = f"{dataset_name} ({split})"
-            sources[split] = (f"{loaded[split]._fingerprint} {column} {separator}",
-                              partial(read_dataset, loaded[split], column, f"--dataset_name {name}", separator), name)
-    return sources
+    if isinstance(row, InputError):
+        raise row
+    text = row.get(column)
+    if column not in row:
+        fault = f"the columns are {', '.join(map(str, row))}"
+    elif not isinstance(text, str | None):
+        fault = f"found {str(text)[:40]!r}"
+    elif re.search("[\ud800-\udfff]", text or ""):
+        fault = "found half a character (a lone surrogate, such as a cut-off emoji leaves)"
+    else:
+        return text or ""
+    raise InputError(f"{place}: expected text in column {column!r}; {fault}. Name the column that "
+                     "holds the text with --text_column_name.")
 
 
-def read_dataset(rows, column, name, separator="auto"):
-    """Read the texts of a Dataset as read_all_texts reads those of files: yields (texts, documents)."""
-    found, document = False, 0
-    for start in range(0, len(rows), 10_000):
-        texts = rows[start : start + 10_000][column]
-        for number, text in enumerate(texts, start):
-            if not isinstance(text, str | None):
-                raise InputError(f"{name}, row {number}: expected text in column {column!r}, found {str(text)[:40]!r}. "
-                                 "Name the column that holds the text with --text_column_name.")
-        texts, documents, document = number_rows(texts, document, separator)
-        found |= bool(len(texts))
-        yield texts, documents
-    if not found:
-        raise InputError(f"{name}: there is no text in column {column!r}. Name another with --text_column_name.")
+def write_texts(source, path):
+    """Write what a Source reads to an Arrow file, in the columns text and document.
 
-
-def write_texts(batches, path):
-    """Write batches of (texts, documents) to an Arrow file. Returns counts: paragraphs, repeated, words, characters."""
+    InputError where there is none.
+    """
     schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
-    counts, hashes, aside = {"paragraphs": 0, "words": 0, "characters": 0}, [], f"{path}.{os.urandom(4).hex()}.tmp"
-    try:
-        with pa.OSFile(aside, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for texts, documents in tqdm(batches, desc="Reading", unit=" batches", disable=None, leave=False):
+    rows = 0
+    with written_aside(path) as aside:
+        with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for texts, documents in tqdm(source.read(), desc="Reading", unit=" batches",
+                                         disable=None, leave=False):
                 writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
-                strings = texts.to_pylist()
-                counts["paragraphs"] += len(strings)
-                counts["words"] += len(strings) + sum(map(str.count, strings, itertools.repeat(" ")))
-                counts["characters"] += sum(map(len, strings))
-                hashes.append(np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings)))
-    except BaseException:
-        os.unlink(aside)
-        raise
-    os.replace(aside, path)  # at once, as another run may be preparing the same text
-    return counts | {"repeated": counts["paragraphs"] - len(np.unique(np.concatenate(hashes)))}
+                rows += len(texts)
+        if not rows:
+            raise InputError(f"{source.name}: there is no text in it, at most white space. "
+                             "Expected UTF-8 text, a paragraph a line, or a table with a column "
+                             "of texts.")
 
 
 # ==== utils/tokenizing.py, whole (to change it, change it there; `make fix` copies it) ====
-# Token ids of many texts, as one flat array with offsets.
+# Token ids of many texts, as one flat array with offsets, kept in the cache by content.
+
+AWKWARD = (
+    "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
+    "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
+    "中文字符和English混合。日本語カタカナ 한국어 नमस्ते दुनिया ไทย العربية עברית",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 👍🏽 ☃️ \u0378\ufffe\U000e0001\U0010ffff\ue000",
+    "zero\u200bwidth\u200djoin\ufeffmark soft\u00adhyphen tab\tfeed\x0c vt\x0b nul\x00 bel\x07 del\x7f",
+    "nbsp\u00a0em\u2003line\u2028nel\x85",
+    "x" * 99, "y" * 100, "z" * 101, "w" * 200,
+    "[MASK] [mask] x[MASK]y [SEP][CLS] <mask> a<mask>b </s> ##ing # #a ▁x Ġy Ċ",
+    "  leading and trailing  ",
+    "UPPER MiXeD ÀÉÎ ЁЖ $100 €5 £3 a_b@c.de http://x.y/z?q=1&r=2 ''``--...!!!???",
+)
+
 
 class FlatTokenizer:
     """Turn many texts into one flat array of token ids with offsets, without special tokens.
 
-    Encodes with nanotoken (WordPiece) or gigatoken (BPE) where one is installed, takes the tokenizer, and agrees with
-    the model's own tokenizer on every text it is held against; else with `tokenizers`; else as transformers does.
-    `name` says which. Can be pickled.
+    Encodes with nanotoken (WordPiece) or gigatoken (BPE) where one is installed, takes the
+    tokenizer, and agrees with the model's own tokenizer on every text it is held against; else with
+    `tokenizers`; else as transformers does. `name` says which. Can be pickled.
 
     Args:
         tokenizer: the model's own tokenizer, of transformers.
@@ -1560,160 +1727,265 @@ class FlatTokenizer:
         log: called with one line where a fast library is passed over.
     """
 
-    AWKWARD = (
-        "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
-        "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
-        "中文字符和English混合。日本語カタカナ 한국어 नमस्ते दुनिया ไทย العربية עברית",
-        "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 👍🏽 ☃️ \u0378\ufffe\U000e0001\U0010ffff\ue000",
-        "zero\u200bwidth\u200djoin\ufeffmark soft\u00adhyphen tab\tfeed\x0c vt\x0b nul\x00 bel\x07 del\x7f",
-        "nbsp\u00a0em\u2003line\u2028nel\x85",
-        "x" * 99, "y" * 100, "z" * 101, "w" * 200,
-        "[MASK] [mask] x[MASK]y [SEP][CLS] <mask> a<mask>b </s> ##ing # #a ▁x Ġy Ċ",
-        "  leading and trailing  ",
-        "UPPER MiXeD ÀÉÎ ЁЖ $100 €5 £3 a_b@c.de http://x.y/z?q=1&r=2 ''``--...!!!???",
-    )  # fmt: skip
-
     def __init__(self, tokenizer, samples, log):
-        self.tokenizer, self.encode = tokenizer, None
-        texts = [*self.AWKWARD, *samples]
-        for added in tokenizer.added_tokens_decoder.values():  # where fast libraries stumble: also inside a word
-            texts += [added.content, f"a{added.content}b", f"a {added.content} {added.content.upper()} b"]
-        expected = self.encoder("transformers")(texts)
-        for self.name in ("nanotoken", "gigatoken", "tokenizers"):
+        self.tokenizer = tokenizer
+        texts = [*AWKWARD, *samples]
+        # Where fast libraries stumble: also inside a word.
+        for added in tokenizer.added_tokens_decoder.values():
+            texts += [added.content, f"a{added.content}b", f"a {added.content} "
+                      f"{added.content.upper()} b"]
+        expected = with_transformers(tokenizer)(texts)
+        for self.name, make_encoder in ENCODERS.items():
             try:
-                self.encode = self.encoder(self.name)
+                self.encode = make_encoder(tokenizer)
                 if all(map(np.array_equal, self.encode(texts), expected)):
                     return
-                log(f"{self.name} is not used: its ids differ from those of the model's own tokenizer")
+                log(f"{self.name} is not used: its ids differ from those of the model's own "
+                    "tokenizer")
             except ImportError:
                 pass  # optional
-            except Exception as error:  # whatever a young library stumbles over: the next one is tried
+            # Whatever a young library stumbles over: the next one is tried.
+            except (Exception) as error:
                 log(f"{self.name} is not used: {type(error).__name__}: {str(error)[:100]}")
-        self.name, self.encode = "transformers", self.encoder("transformers")
-
-    def encoder(self, name):
-        """Make the function that turns a list of texts into int32 ids (tokens,) and int64 offsets (texts + 1,)."""
-
-        def flatten(rows):
-            offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-            return np.fromiter((i for row in rows for i in row), dtype=np.int32, count=offsets[-1]), offsets
-
-        if name == "transformers":
-            return lambda texts: flatten(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-        backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
-        backend.no_truncation()  # settings that other uses of the tokenizer leave behind
-        backend.no_padding()
-        if name == "nanotoken":
-            import nanotoken
-
-            fast = nanotoken.Tokenizer.from_json(backend.to_str())
-
-            def encode(texts):
-                rows = fast.encode_batch(texts, add_special_tokens=False)
-                return rows.ids.astype(np.int32), rows.offsets
-
-            return encode
-        if name == "gigatoken":
-            import awkward
-            import gigatoken
-
-            fast = gigatoken.Tokenizer.from_json(backend.to_str())
-
-            def encode(texts):
-                rows = fast.encode_batch(texts)
-                return (awkward.to_numpy(awkward.flatten(rows)).astype(np.int32),
-                        np.cumsum([0, *awkward.num(rows)], dtype=np.int64))
-
-            return encode
-        return lambda texts: flatten([row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)])
 
     def __getstate__(self):
-        return self.__dict__ | {"encode": None}  # made anew in each data worker: the fast libraries do not pickle
+        # Made anew in each data worker: the fast libraries do not pickle.
+        return self.__dict__ | {"encode": None}
 
     def __call__(self, texts):
-        """Tokenize a list of texts: int32 ids (tokens,) and int64 offsets (texts + 1,) into them."""
-        self.encode = self.encode or self.encoder(self.name)
+        """Tokenize a list of texts: int32 ids (tokens,), int64 offsets (texts + 1,) into them."""
+        if self.encode is None:  # in a data worker, which leaves Ctrl-C to the main process
+            ignore_interrupts()
+            self.encode = ENCODERS[self.name](self.tokenizer)
         return self.encode(texts)
 
 
+def flatten(rows):
+    """Put lists of ids one after the other: int32 ids (tokens,) and int64 offsets (rows + 1,)."""
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return np.fromiter(itertools.chain.from_iterable(rows), np.int32, offsets[-1]), offsets
+
+
+def with_nanotoken(tokenizer):
+    import nanotoken
+
+    fast = nanotoken.Tokenizer.from_json(tokenizer.backend_tokenizer.to_str())
+
+    def encode(texts):
+        rows = fast.encode_batch(texts, add_special_tokens=False)
+        return rows.ids.astype(np.int32), rows.offsets
+
+    return encode
+
+
+def with_gigatoken(tokenizer):
+    import awkward
+    import gigatoken
+
+    fast = gigatoken.Tokenizer.from_json(tokenizer.backend_tokenizer.to_str())
+
+    def encode(texts):
+        rows = fast.encode_batch(texts)
+        ids = awkward.to_numpy(awkward.flatten(rows)).astype(np.int32)
+        return ids, np.cumsum([0, *awkward.num(rows)])
+
+    return encode
+
+
+def with_tokenizers(tokenizer):
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()  # settings that other uses of the tokenizer leave behind
+    backend.no_padding()
+
+    def encode(texts):
+        rows = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return flatten([row.ids for row in rows])
+
+    return encode
+
+
+def with_transformers(tokenizer):
+    return lambda texts: flatten(tokenizer(texts, add_special_tokens=False,
+                                           verbose=False)["input_ids"])
+
+
+# Each makes of a tokenizer what FlatTokenizer calls; the first that agrees is taken.
+ENCODERS = {"nanotoken": with_nanotoken, "gigatoken": with_gigatoken, "tokenizers": with_tokenizers,
+            "transformers": with_transformers}
+
+
 def tokenize_batch(table, tokenizer):
-    """Tokenize the column `text` of an Arrow table: lists of int32 over one flat array, in the column `ids`."""
+    """Tokenize `text` of an Arrow table: `ids`, lists of int32 over one flat array."""
     ids, offsets = tokenizer(table["text"].to_pylist())
-    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids), "document": table["document"]})
+    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids),
+                     "document": table["document"]})
 
 
-def tokenize_source(source, tokenizer, *, num_proc, overwrite):
-    """Turn the text of a source into token ids without special tokens, or find them in the cache, by content.
+def hash_of(*settings):
+    """Key in the cache of what is made with these settings."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
+
+
+def is_overwritten(args):
+    """Whether to prepare anew what lies in the cache: on the first process alone."""
+    return args.overwrite_cache and int(os.environ.get("RANK", 0)) == 0
+
+
+def rows_at_once(rows):
+    """Count the rows of a Dataset that make about 2 MB."""
+    return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
+
+
+def tokenize_source(source, tokenizer, args):
+    """Turn the text of a Source into token ids, kept in the cache by content.
+
+    Special tokens are not among them.
 
     Args:
-        source: (fingerprint, function that yields batches of texts and documents, name), as find_sources returns.
-        tokenizer: the model's own. num_proc: processes that tokenize. overwrite: do it anew.
+        tokenizer: the model's own.
+        args: Namespace of the flags.
 
     Returns:
-        (tokens, counts): a Dataset of `ids` (int32 lists) and `document`, a row for each text, in the Arrow format; and
-        a dict of counts, whose `key` tells apart what was made from other content or with another vocabulary.
+        (texts, tokens): a Dataset of `text` and `document`, and one of `ids` (int32 lists) and
+        `document`, a row for each text, both in the Arrow format. The fingerprint of the second
+        tells apart other contents and vocabularies.
     """
-    fingerprint, batches, _ = source
-    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else f"{tokenizer!r} {tokenizer.get_vocab()}"
-    key = hashlib.sha256(f"2 {fingerprint} {vocabulary}".encode()).hexdigest()[:32]
-    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
-    cache.mkdir(parents=True, exist_ok=True)
-    text, facts, made = cache / f"text-{key}.arrow", cache / f"text-{key}.json", cache / f"tokens-{key}.arrow"
-    if overwrite or not (text.exists() and facts.exists()):
-        write_json(facts, write_texts(batches(), text))
-    counts = json.loads(facts.read_text(encoding="utf-8")) | {"key": key}
-    if made.exists() and not overwrite:
-        return datasets.Dataset.from_file(str(made)).with_format("arrow"), counts
-    texts = datasets.Dataset.from_file(str(text)).with_format("arrow")
-    flat_tokenizer = FlatTokenizer(tokenizer, texts[:100]["text"].to_pylist(), tqdm.write)
-    at_once = max(1, int(2e6 * counts["paragraphs"] / counts["characters"]))  # paragraphs in about 2 MB
-    tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once, fn_kwargs={"tokenizer": flat_tokenizer},
-                       remove_columns=["text"], num_proc=num_proc, desc=f"Tokenizing ({flat_tokenizer.name})",
-                       load_from_cache_file=not overwrite, new_fingerprint=key, cache_file_name=str(made))
-    return tokens, counts
+    vocabulary = (repr(tokenizer), tokenizer.get_vocab())
+    if tokenizer.is_fast:
+        vocabulary = tokenizer.backend_tokenizer.to_str()
+    key = hash_of(source.key, vocabulary)
+    path = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts", f"text-{key}.arrow")
+    if is_overwritten(args) or not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_texts(source, path)
+    texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
+    at_once = rows_at_once(texts)
+    samples = texts[: min(100, at_once)]["text"].to_pylist()
+    flat_tokenizer = FlatTokenizer(tokenizer, samples, tqdm.write)
+    with end_at_interrupt():
+        tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once,
+                           remove_columns=["text"], fn_kwargs={"tokenizer": flat_tokenizer},
+                           num_proc=args.preprocessing_num_workers, new_fingerprint=key,
+                           load_from_cache_file=not is_overwritten(args), desc="Tokenizing "
+                           f"({flat_tokenizer.name})")
+    return texts, tokens
+
+
+def describe_texts(texts, tokens, unknown_id, say):
+    """Say what the first texts of a split are like, and what looks wrong with them.
+
+    Args:
+        texts, tokens: as of tokenize_source.
+        unknown_id: of [UNK], or None.
+        say: called with lines for the user.
+    """
+    number = rows_at_once(texts)
+    texts = texts[:number]["text"].to_pylist()
+    ids = tokens[:number]["ids"].combine_chunks().flatten().to_numpy()
+    repeated = 1 - len({*texts}) / len(texts)
+    pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
+    unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))
+    say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {pieces:.2f} "
+        f"tokens a word, {unknown:.2%} unknown")
+    if repeated > 0.1:
+        say("  Careful:  many lines stand there more than once; some may be trained and evaluated "
+            "on alike")
+    if unknown > 0.01 or pieces > 2.5:
+        say("  Careful:  the tokenizer knows few of these words; another model may fit better")
 
 
 # ==== utils/models.py, whole (to change it, change it there; `make fix` copies it) ====
 # Models and tokenizers: loading them, and what they can take.
 
-def load_pretrained(load, flag, name, **settings):
-    """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
-    try:
-        return load(name, **settings)
-    except Exception as error:  # a wrong name, no network, a damaged file, sizes that do not fit: the user's to mend
-        advice = ("Expected a folder of config.json, tokenizer.json and model.safetensors; check the path."
-                  if os.path.isdir(name) or name.startswith((".", "/", "~")) else
-                  "It is no folder, so it was looked up on the Hub: check the spelling. Without network, load it where "
-                  f"there is one (hf download {name} --local-dir DIR) and give that folder.")
-        raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
+ADVICE = ("Expected a name on the Hub, or a folder of config.json, tokenizer.json and "
+          "model.safetensors: check the spelling. Without network, load it where there is one (hf "
+          "download NAME --local-dir DIR) and give that folder.")
 
 
-def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_length, **hub):
-    """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
-    config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
-    try:
-        if config_overrides:
-            config.update_from_string(config_overrides)
-    except (ValueError, IndexError, TypeError) as error:
-        raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,KEY=VALUE with keys "
-                         "of the model's config.json") from None
-    flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, name, **hub)
-    if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:  # what transformers makes where there is none
-        raise InputError(f"{flag} {name}: there is no tokenizer in it, or one without words. Save the tokenizer beside "
-                         "the model, or give --tokenizer_name.")
-    for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id),
-                        ("[CLS]", edge_ids(tokenizer)[0]), ("[SEP]", edge_ids(tokenizer)[1])):
-        if token is None:
-            raise InputError(f"{flag} {name}: its tokenizer has no {kind} token. Take a model that was made for masked "
-                             "language modelling, such as bert-base-uncased.")
-    if tokenizer.is_fast:  # what a tokenizer.json says of lengths is for other uses, and would change with each use
+def hub_settings(args):
+    """What each from_pretrained is told of the Hub. args: Namespace of the flags."""
+    return {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+
+
+def load_config_and_tokenizer(args, max_seq_length):
+    """Load what is needed to prepare data: (config, tokenizer).
+
+    InputError where they do not fit the task.
+
+    Args:
+        args: Namespace of the flags.
+        max_seq_length: tokens that the model has to take, 0 where it does not matter.
+    """
+    name = args.tokenizer_name or args.model
+    flag = f"--tokenizer_name {name}" if args.tokenizer_name else f"--model {name}"
+    with blame(f"--model {args.model}: cannot be loaded", ADVICE):
+        config = AutoConfig.from_pretrained(args.model, **hub_settings(args))
+    with blame(f"--config_overrides {args.config_overrides}", "Expected KEY=VALUE,KEY=VALUE with "
+               "keys of config.json."):
+        if args.config_overrides:
+            config.update_from_string(args.config_overrides)
+    with blame(f"{flag}: cannot be loaded", ADVICE):
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub_settings(args))
+    # What transformers makes where there is none.
+    if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:
+        raise InputError(f"{flag}: there is no tokenizer in it, or one without words. Save the "
+                         "tokenizer beside the model, or give --tokenizer_name.")
+    ids = [*edge_ids(tokenizer), tokenizer.mask_token_id, tokenizer.pad_token_id]
+    if None in ids:
+        kind = ("[CLS]", "[SEP]", "mask", "padding")[ids.index(None)]
+        raise InputError(f"{flag}: its tokenizer has no {kind} token. Take a model that was made "
+                         "for masked language modelling, such as bert-base-uncased.")
+    # What a tokenizer.json says of lengths is for other uses, and would change with each use.
+    if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     longest = longest_input(config, tokenizer)
     if max_seq_length > longest:
-        raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest}. Give that or less.")
+        raise InputError(f"--max_seq_length is {max_seq_length}; {args.model} takes at most "
+                         f"{longest}. Give that or less.")
     return config, tokenizer
+
+
+def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **settings):
+    """Load a model in float32: (model, note), which says what of it starts at random.
+
+    Args:
+        kind: class to load it with, such as AutoModelForMaskedLM.
+        name: Hub name or folder.
+        config: its config or None.
+        vocab_size: of the tokenizer, to which smaller embeddings grow.
+        head: words for the head, as "masked-language-modelling head".
+        from_scratch: random weights.
+        settings: as of hub_settings, and what else from_pretrained takes.
+    """
+    with blame(f"--model {name}: cannot be loaded", ADVICE):
+        if from_scratch:
+            model = kind.from_config(config, dtype=torch.float32,
+                                     trust_remote_code=settings["trust_remote_code"])
+            note = "all of it starts at random"
+        else:
+            model, info = kind.from_pretrained(name, config=config, dtype=torch.float32,
+                                               output_loading_info=True, **settings)
+            missing = ", ".join(sorted({key.rpartition(".")[0] for key in info["missing_keys"]}))
+            note = f"its {head} comes trained"
+            note = (f"these parts start at random, as it has no weights for them: {missing}"
+                    if missing else note)
+    size = model.get_input_embeddings().num_embeddings
+    if vocab_size > size:
+        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
+        model.resize_token_embeddings(vocab_size)
+    return model, note
+
+
+def checkpoint_gradients(model):
+    """Let a model forget most of what backward needs, and compute it again.
+
+    InputError where its kind cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} "
+                         "has none")
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def edge_ids(tokenizer):
@@ -1723,229 +1995,14 @@ def edge_ids(tokenizer):
 
 
 def longest_input(config, tokenizer):
-    """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
-    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
-    offset = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod")
-    if "roberta" in config.model_type or config.model_type in offset:  # their positions begin behind the padding id
+    """Count the tokens, special ones too, that a model takes; infinity for no limit."""
+    longest = min(getattr(config, "max_position_embeddings", None) or math.inf,
+                  tokenizer.model_max_length)
+    offset = "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod"
+    # Their positions begin behind the padding id.
+    if "roberta" in config.model_type or config.model_type in offset:
         longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
     return longest
-
-
-def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code, new_head=False):
-    """Load a model in float32, whatever it was stored in: (model, note), which says what of it starts at random.
-
-    Args:
-        kind: class to load it with, such as AutoModelForMaskedLM. name: Hub name or folder. config: its config or None.
-        from_scratch: random weights. vocab_size: of the tokenizer, to which smaller embeddings grow.
-        head: words for the head, as "masked-language-modelling head". new_head: the weights that the model has for it
-            are for other labels: leave it at random.
-    """
-    if from_scratch:
-        build = partial(kind.from_config, config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-        model, note = load_pretrained(lambda _: build(), "--model", name), "all of it starts at random"
-    else:
-        model, info = load_pretrained(kind.from_pretrained, "--model", name, config=config, dtype=torch.float32,
-                                      output_loading_info=True, revision=revision, trust_remote_code=trust_remote_code,
-                                      ignore_mismatched_sizes=new_head)
-        missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
-        note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
-                else f"its {head} comes trained")
-    if new_head and not from_scratch:
-        parts = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
-                 and not name.startswith(model.base_model_prefix) and module.out_features == config.num_labels}
-        for part in parts.values():  # of the same shape as the weights of other labels
-            torch.nn.init.normal_(part.weight, std=getattr(config, "initializer_range", 0.02))
-            if part.bias is not None:
-                torch.nn.init.zeros_(part.bias)
-        note = f"these parts start at random, as its own are for other labels: {', '.join(parts)}"
-    size = model.get_input_embeddings().num_embeddings
-    if vocab_size > size:
-        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
-        model.resize_token_embeddings(vocab_size)
-    return model, note
-
-
-def checkpoint_gradients(model):
-    """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
-    if not model.supports_gradient_checkpointing:
-        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-
-
-# ==== utils/checkpoints.py, whole (to change it, change it there; `make fix` copies it) ====
-# Checkpoints that count only when they are whole.
-
-def write_json(path, value):
-    """Write a JSON file so that a reader, or a kill, never meets half of it."""
-    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
-    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def write_manifest(folder):
-    """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last."""
-    files = {}
-    for path in sorted(Path(folder).iterdir()):
-        with open(path, "rb") as file:
-            files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    Path(folder, "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
-
-
-def checkpoint_fault(folder):
-    """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
-    try:
-        files = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["files"]
-        files = {name: (expected["size"], expected["sha256"]) for name, expected in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json is missing or damaged ({error})"
-    for name, expected in files.items():
-        try:
-            with open(Path(folder, name), "rb") as file:
-                found = (os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError as error:
-            return f"{name} is missing or cannot be read ({error.strerror})"
-        if found[0] != expected[0]:
-            return f"{name} has {found[0]:,} bytes instead of {expected[0]:,}"
-        if found != expected:
-            return f"{name} is not what was written (its SHA-256 differs)"
-    return None
-
-
-def list_checkpoints(output_dir):
-    """List the folders named checkpoint-N in output_dir, oldest first, whether they are whole or not."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-def remove_folder(folder):
-    """Remove a folder, if it is there, so that a kill halfway leaves nothing under its name."""
-    aside = folder.with_name(f"tmp-old-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def save_checkpoint(output_dir, step, write, limit, keep=None):
-    """Save checkpoint-{step}: write aside, add the manifest, rename, and only then let older ones go.
-
-    Args:
-        output_dir: folder of the run.
-        step: number of updates done.
-        write: function that writes the checkpoint's files into the empty folder that it is given.
-        limit: how many checkpoints stay, at least 1.
-        keep: name of one that stays whatever its age, such as the best, and counts; None for none.
-    """
-    folder, aside = Path(output_dir, f"checkpoint-{step}"), Path(output_dir, f"tmp-checkpoint-{step}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    write(aside)
-    write_manifest(aside)
-    remove_folder(folder)  # a damaged one of this name stands in the way of the rename
-    os.replace(aside, folder)
-    old = [path for path in list_checkpoints(output_dir)  # those without a manifest are not of this kind
-           if path != folder and path.name != keep and (path / "manifest.json").exists()]
-    kept = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
-    for path in old[: max(0, len(old) - max(0, kept))]:
-        remove_folder(path)
-
-
-# ==== utils/output.py, whole (to change it, change it there; `make fix` copies it) ====
-# The folder of a run: what may lie there, and what a run goes on from.
-
-def open_output(output_dir, training, resume, overwrite, say):
-    """Make the output folder, or refuse one in use; find the checkpoint to go on from: (folder or None, state).
-
-    Args:
-        output_dir: folder of the run. training: the run trains, and does not only evaluate.
-        resume: "latest", a folder, or None. overwrite: replace what lies there. say: called with lines for the user.
-
-    Raises:
-        InputError: the folder is in use or cannot be made, or the checkpoint is not whole.
-    """
-    if not output_dir:
-        raise InputError("--output_dir is empty; name a folder")
-    output_dir, checkpoint = Path(output_dir), None
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output_dir {output_dir}: cannot be made, or is a file: {error.strerror}. Name another "
-                         "folder.") from None
-    if training and resume == "latest":
-        for folder in reversed(list_checkpoints(output_dir)):
-            fault = checkpoint_fault(folder)
-            if fault is None:
-                checkpoint = folder
-                break
-            say(f"Warning     {folder} is passed over: {fault}")
-        else:
-            say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
-    elif training and resume:
-        checkpoint = Path(resume)
-        fault = checkpoint_fault(checkpoint)
-        if fault:
-            raise InputError(f"--resume_from_checkpoint {checkpoint}: not a whole checkpoint: {fault}. Give another, "
-                             "or latest.")
-    used = [output_dir / "model.safetensors"]
-    if resume != "latest":  # which passes over damaged checkpoints, and may replace them
-        used = [*list_checkpoints(output_dir), *used]
-    goes_on = overwrite or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
-    for path in used if training and not goes_on else ():
-        if path.exists():
-            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on with that run, give "
-                             "--resume_from_checkpoint latest; to replace it, --overwrite_output_dir; or name another "
-                             "folder.")
-    if not checkpoint:
-        return None, {"step": 0, "window": None, "train": None, "latest": None, "best": None, "initial": {},
-                      "fills": {}, "run_id": os.urandom(8).hex()}
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if state["best"] and not Path(output_dir, f"checkpoint-{state['best']['step']}").exists():
-        state["best"] = None  # it lies in another folder, from which this run goes on
-    return checkpoint, state
-
-
-def check_resume(made_with, processes, state, checkpoint, output_dir):
-    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with.
-
-    Args:
-        made_with: dict of name to value of all that a resume would silently ignore or mix if it changed.
-    """
-    for name, value in made_with.items() if checkpoint else ():
-        if state["made_with"].get(name) != value:
-            before = state["made_with"].get(name)
-            batch = (f" Give --per_device_train_batch_size and --gradient_accumulation_steps that make {before} with "
-                     f"{processes.num_processes} processes." if name == "global batch" else "")
-            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
-                             "settings and global batch (processes x batch size x accumulation steps) that it began "
-                             f"with.{batch}")
-    state["made_with"] = made_with
-    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
-        raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
-                         "machines see; put --output_dir on a shared disk.")
-
-
-def cut_log(path, step):
-    """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
-    kept = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
-        # A kill can leave the last line half written, without its end.
-        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
-        if found and int(found[1]) <= step:
-            kept.append(line)
-    Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
-    os.replace(f"{path}.tmp", path)
-
-
-def clear_output(output_dir, step, overwrite):
-    """Clear the output folder of what the run replaces: later checkpoints, halves, the log from this update on."""
-    output_dir = Path(output_dir)
-    replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
-    left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
-    for folder in left + (replaced if overwrite or step else []):
-        remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
-    cut_log(output_dir / "log.jsonl", step if step else -1)
 
 
 # ==== utils/devices.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -1954,21 +2011,27 @@ def clear_output(output_dir, step, overwrite):
 def pick_precision(wanted, launcher, device_type):
     """Choose "bf16", "fp16" or "no" (float32).
 
-    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
-    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
+    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the
+    hardware: bfloat16 where the device (its type: "cpu", "cuda" …) computes it natively. Emulated,
+    it is slower than float32.
     """
     if wanted != "auto":
         return wanted
     if launcher in ("bf16", "fp16"):
         return launcher
-    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
-              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-              "xpu": torch.xpu.is_bf16_supported}
-    return "bf16" if native.get(device_type, bool)() else "no"
+    native = False
+    if device_type == "cpu":
+        native = any(torch.cpu.get_capabilities().get(name) for name
+                     in ("amx_bf16", "avx512_bf16", "bf16"))
+    elif device_type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "no"
 
 
 def set_cpu_threads(wanted, local_processes):
-    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
+    """Set torch's threads: `wanted`, or physical cores / processes of this machine.
+
+    Returns their number.
 
     `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
     """
@@ -1979,16 +2042,16 @@ def set_cpu_threads(wanted, local_processes):
 
 
 def keep_freed_memory():
-    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
+    """Have the C library keep what is freed for the next update.
+
+    To give it back and fetch it anew costs a tenth of it.
 
     For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
     """
-    try:
+    with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
         library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
-    except (OSError, AttributeError, TypeError):
-        pass
 
 
 def choose_device(mixed_precision, cpu_threads):
@@ -1997,30 +2060,42 @@ def choose_device(mixed_precision, cpu_threads):
     Raises:
         InputError: the launcher asks for what these scripts do not support, or for fp16 on a CPU.
     """
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
-            raise InputError(f"accelerate is set to {name}, which this script does not support: encoders of this size "
-                             "train fastest with plain data parallelism, accelerate launch --multi_gpu")
-    on_cpu = (not torch.accelerator.is_available()
-              or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"))
+    switched_on = {name for name in ("FSDP", "DEEPSPEED", "CPU")
+                   if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes")}
+    if switched_on - {"CPU"}:
+        raise InputError(f"accelerate is set to {' and '.join(switched_on - {'CPU'})}, which this "
+                         "script does not support: encoders of this size train fastest with plain "
+                         "data parallelism, accelerate launch --multi_gpu")
+    on_cpu = "CPU" in switched_on or not torch.accelerator.is_available()
     device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
-    precision = pick_precision(mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), device_type)
+    precision = pick_precision(mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+                               device_type)
     if precision == "fp16" and on_cpu:
         raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
-    threads = set_cpu_threads(cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if on_cpu:
         keep_freed_memory()
-    return on_cpu, precision, threads
+    return (on_cpu, precision, set_cpu_threads(cpu_threads,
+                                               int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class Processes:
     """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
 
-    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
+    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes
+    is given up.
+
+    Raises:
+        InputError: the launcher started more processes than train together.
     """
 
     def __init__(self, num_processes, rank, local_rank):
-        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
+        self.num_processes, self.rank, self.local_rank = num_processes, rank, local_rank
+        self.group = None
+        started = int(os.environ.get("WORLD_SIZE", num_processes))
+        if started != num_processes:
+            raise InputError(f"{started} processes were started, but each would train alone. On a "
+                             "CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+                             "--num_processes N run_….py …")
         if num_processes > 1:
             self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
@@ -2031,21 +2106,19 @@ class Processes:
             torch.distributed.all_reduce(totals, group=self.group)
         return totals.tolist()
 
-    def add(self, *arrays):
-        """Add up arrays of numbers over all processes, each in its place."""
-        for numbers in arrays if self.group is not None else ():
-            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
+    @contextmanager
+    def main_first(self):
+        """Let the first process go first, then the first of each machine, then the others.
 
-    def main_first(self, function):
-        """Call function on the first process, then on the first of each machine, then on the others.
+        What one caches, the next find.
 
-        What one has cached, the next find. Where it raises InputError, that process says why and all end.
+        Where one raises InputError inside, it says why, and all end.
         """
-        result = failure = None
-        for turn in range(3):
-            if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
+        failure, turn = None, 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
+        for now in range(3):
+            if now == turn:
                 try:
-                    result = function()
+                    yield
                 except InputError as error:
                     failure = error
                     failure.only_here = True
@@ -2053,32 +2126,201 @@ class Processes:
             if failure:
                 raise failure
             if failures:
-                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
+                # The launcher ends all as soon as one is gone: let the other speak first.
+                time.sleep(10)
                 sys.exit(2)
-        return result
 
 
-def join_processes(num_processes, rank, local_rank):
-    """Make the Processes of a run. InputError where the launcher started more than train together."""
-    if int(os.environ.get("WORLD_SIZE", 1)) != num_processes:
-        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
-                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
-    return Processes(num_processes, rank, local_rank)
+# ==== utils/checkpoints.py, whole (to change it, change it there; `make fix` copies it) ====
+# Checkpoints that count only when they are whole.
+
+def hash_folder(folder):
+    """SHA-256 of each file of a checkpoint but manifest.json: dict by name."""
+    digests = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.name != "manifest.json":
+            with open(path, "rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def checkpoint_fault(folder):
+    """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
+    try:
+        expected = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
+        found = hash_folder(folder)
+        wrong = [name for name in expected if found.get(name) != expected[name]]
+        if not expected:
+            raise ValueError("it names no file")
+    except (OSError, ValueError, TypeError) as error:
+        return f"manifest.json, or a file beside it, is missing or damaged ({error})"
+    return f"{', '.join(wrong)} is missing, or not what was written" if wrong else None
+
+
+def step_of(folder):
+    """Number of updates of a checkpoint, by the name of its folder; None where that is none."""
+    name = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(name[1]) if name else None
+
+
+def list_checkpoints(output_dir):
+    """List the folders named checkpoint-N in output_dir, oldest first, whole or not."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if step_of(path) is not None]
+    return sorted(folders, key=step_of)
+
+
+def save_checkpoint(output_dir, step, write, limit, keep=None):
+    """Save checkpoint-{step}: aside, with its manifest, then renamed; then old ones go.
+
+    Args:
+        output_dir: folder of the run.
+        step: number of updates done.
+        write: function that writes the checkpoint's files into the empty folder that it is given.
+        limit: how many checkpoints stay, at least 1.
+        keep: name of one that stays whatever its age, such as the best, and counts; None for none.
+    """
+    folder = Path(output_dir, f"checkpoint-{step}")
+    aside = Path(output_dir, f"tmp-checkpoint-{step}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    Path(aside, "manifest.json").write_text(json.dumps(hash_folder(aside), indent=1),
+                                            encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)  # a damaged one of this name, which is in the way
+    os.replace(aside, folder)
+    ours = [path for path in list_checkpoints(output_dir) if (path / "manifest.json").exists()]
+    for path in [*ours]:  # oldest first
+        if path.name not in (keep, folder.name) and len(ours) > limit:
+            aside = path.with_name(f"tmp-{path.name}")  # so that a kill leaves no half of it
+            os.replace(path, aside)
+            shutil.rmtree(aside)
+            ours.remove(path)
+
+
+# ==== utils/output.py, whole (to change it, change it there; `make fix` copies it) ====
+# The folder of a run: what may lie there, and what a run goes on from.
+
+def open_output(output_dir, training, resume, overwrite, say):
+    """Make the output folder, and find the checkpoint to go on from: (folder, state).
+
+    Args:
+        output_dir: folder of the run; None where it leaves nothing behind.
+        training: it does not only evaluate.
+        resume: "latest", a folder, or None.
+        overwrite: replace what lies there.
+        say: called with lines for the user.
+
+    Returns:
+        state is a dict: `step`, the updates done; `totals`, sums and counts of losses since the
+        start, and `logged`, those at the last line of the log; the `initial`, `latest` and `best`
+        scores; and what else a resume takes up.
+
+    Raises:
+        InputError: the folder is in use or cannot be written, or the checkpoint is not whole.
+    """
+    state = {"step": 0, "totals": None, "logged": None, "initial": {}, "latest": {}, "best": {},
+             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex(),
+             "scheduler": {}, "scaler": None}
+    if output_dir is None:
+        return None, state
+    if not output_dir:  # as of a variable of the shell that is not set
+        raise InputError("--output_dir is empty; name a folder")
+    output_dir, checkpoint = Path(output_dir), None
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        raise InputError(f"--output_dir {output_dir}: cannot be written, or is a file: "
+                         f"{error.strerror}. Name another folder.") from None
+    folders = list_checkpoints(output_dir)
+    for folder in reversed(folders) if resume == "latest" else [Path(resume)] if resume else ():
+        fault = checkpoint_fault(folder)
+        if fault is None:
+            checkpoint = folder
+            break
+        say(f"Warning     {folder} is passed over: {fault}")
+    if resume and not checkpoint and resume != "latest":
+        raise InputError(f"--resume_from_checkpoint {resume}: not a whole checkpoint: {fault}. "
+                         "Give another, or latest.")
+    if resume and not checkpoint:
+        say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
+        folders = []  # those that are damaged may be replaced
+    goes_on = overwrite or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
+    for path in [*folders, output_dir / "model.safetensors"]:
+        if training and path.exists() and not goes_on:
+            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on "
+                             "with that run, give --resume_from_checkpoint latest; to replace it, "
+                             "--overwrite_output_dir; or name another folder.")
+    if checkpoint:
+        state |= json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        if state["best"] and not (output_dir / f"checkpoint-{state['best']['step']}").exists():
+            state["best"] = {}  # it lies in another folder, from which this run goes on
+    return checkpoint, state
+
+
+def check_resume(made_with, processes, state, checkpoint):
+    """Hold a checkpoint against the run that goes on from it, or note what it is made with.
+
+    Args:
+        made_with: dict of name to value of all that a resume would silently ignore or mix if it
+            changed.
+    """
+    for name, value in made_with.items() if checkpoint else ():
+        before = state["made_with"].get(name)
+        if before != value:
+            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on "
+                             "with the text, settings and global batch (processes x "
+                             "--per_device_train_batch_size x --gradient_accumulation_steps, now "
+                             f"with {processes.num_processes} processes) that it began with.")
+    state["made_with"] = made_with
+    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
+        raise InputError("the processes found different checkpoints. Expected a folder that all "
+                         "machines see; put --output_dir on a shared disk.")
+
+
+def cut_log(path, step):
+    """Cut a log.jsonl back to the lines up to an update; a missing file is fine."""
+    lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+    kept = []
+    for line in lines:  # a kill can leave the last one half written, without its end
+        entry = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
+        if entry and int(entry[1]) <= step:
+            kept.append(line)
+    with written_aside(path) as aside:
+        aside.write_text("".join(kept), encoding="utf-8")
+
+
+def clear_output(output_dir, step, overwrite):
+    """Clear the folder of later checkpoints, halves, and the log from this update on."""
+    output_dir = Path(output_dir)
+    later = [folder for folder in list_checkpoints(output_dir) if step_of(folder) > step
+             and (overwrite or step)]
+    # A killed run leaves halves.
+    for folder in [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model", *later]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ("model.safetensors", "all_results.json") if overwrite else ():
+        (output_dir / name).unlink(missing_ok=True)
+    cut_log(output_dir / "log.jsonl", step or -1)
 
 
 # ==== utils/signals.py, whole (to change it, change it there; `make fix` copies it) ====
-# SIGTERM and Ctrl-C.
+# SIGTERM and Ctrl-C: the update is finished and saved, and then the run ends.
 
 class StopSignal:
-    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
+    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save.
+
+    A second Ctrl-C ends at once.
+    """
 
     def __enter__(self):
         self.number, self.since = 0, 0.0
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {number: signal.signal(number, self.note) for number
+                       in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def note(self, number, _frame):
-        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not a second one.
+        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not
+        # a second one.
         if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
             raise KeyboardInterrupt
         self.number, self.since = self.number or number, self.since or time.monotonic()
@@ -2088,254 +2330,490 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def ignore_interrupts(_worker):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
+def ignore_interrupts(_worker=None):
+    # Ctrl-C is for the loop, which still needs the data of its update
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def end_at_interrupt():
+    """Let Ctrl-C end the run at once, with the data workers of a library, which would hang or
+    talk.
+    """
+    main = os.getpid()
+
+    def end(_number, _frame):
+        if os.getpid() == main:
+            for worker in multiprocess.active_children():
+                worker.kill()
+            print("\nStopped by Ctrl-C; what was saved stays as it is", file=sys.stderr, flush=True)
+            os._exit(128 + signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def end_stopped_run(accelerator, number, step, say):
-    """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on. Status: 128 + number."""
-    say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, give the same "
-        "command with --resume_from_checkpoint latest")
+    """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on.
+
+    Status: 128 + number.
+
+    Args:
+        number: of the signal; 0 where another process noted it.
+    """
+    number = number or signal.SIGTERM
+    say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, "
+        "give the same command with --resume_from_checkpoint latest")
     accelerator.end_training()
     sys.exit(128 + number)
 
 
 # ==== utils/results.py, whole (to change it, change it there; `make fix` copies it) ====
-# What a run leaves behind: trackers, results, model and card.
+# What a run leaves behind: model and tokenizer, results, a model card, and what trackers and the
 
-def start_trackers(accelerator, project, settings, state):
-    """Start the trackers of --report_to; where a run is resumed, go on with its own. settings: dict of all flags."""
-    shown = {k: value if isinstance(value, int | float | str) else str(value) for k, value in settings.items()}
-    name = settings["run_name"]
-    try:
-        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown, {
-            "wandb": {"name": name, "id": state["run_id"], "resume": "allow", "dir": settings["output_dir"]},
-            "trackio": {"name": name, "resume": "allow" if state["step"] else "never"},
-            "tensorboard": {"purge_step": state["step"] + (state["step"] > 0)}})  # hides what stood there from here on
-    except Exception as error:  # no account, no network, a server that refuses
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"--report_to {' '.join(settings['report_to'])}: cannot start: {fault}. For wandb, 'wandb "
-                         "login' or WANDB_MODE=offline.") from None
+OURS = "<!-- Written by the run that trained this model. -->"
+
+
+def start_trackers(accelerator, project, settings, run_id, step):
+    """Start the trackers of --report_to; where a run is resumed, go on with its own.
+
+    Args:
+        settings: dict of all flags.
+        run_id: the same after a resume.
+        step: updates done.
+    """
+    name, folder = settings["run_name"], settings["output_dir"]
+    shown = {flag: value if isinstance(value, int | float) else f"{value}" for flag, value
+             in settings.items()}
+    accelerator.project_configuration.logging_dir = f"{folder}/runs"
+    with blame(f"--report_to {' '.join(settings['report_to'])}: cannot start", "For wandb, 'wandb "
+               "login' or WANDB_MODE=offline."):
+        # Hides what stood there from here on.
+        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown,
+                                  {"wandb": {"name": name, "id": run_id, "resume": "allow",
+                                             "dir": folder},
+                                   "trackio": {"name": name, "resume": "allow" if step
+                                               else "never"},
+                                   "tensorboard": {"purge_step": step + (step > 0)}})
 
 
 def claim_repository(hub_model_id, output_dir):
-    """Make the repository that the model is to be pushed to: its full name. Before the training, in case it fails."""
-    try:
-        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name, exist_ok=True).repo_id
-    except Exception as error:  # no account, no network, a name that is not allowed
-        raise InputError(f"--push_to_hub: cannot start: {' '.join(str(error).split())[:200]}. Log in with 'hf auth "
-                         "login', and give --hub_model_id NAME/MODEL.") from None
+    """Make the repository that the model is to be pushed to: its full name.
 
-
-def score_rows(results):
-    """List (name, before, after) of the scores, as text."""
-    names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
-    values = [[results.get(f"initial_{name}"), results.get(name)] for name in names]
-    return [(name, *("-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
-                     for value in pair)) for name, pair in zip(names, values, strict=True)]
-
-
-def write_model_card(output_dir, base, task, tag, data, results, settings, tables=()):
-    """Write README.md: what the model was made of, and its scores before and after.
-
-    Args:
-        base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
-        tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
-        settings: dict of all flags. tables: more lines to stand below the scores.
+    Before the training, in case it fails.
     """
-    named = [] if os.path.exists(base) else [f"base_model: {base}"]
-    sizes = [f"| {split} | {examples:,} | {tokens:,} | {html.escape(name).replace('|', '&#124;')} |"
-             for split, (examples, tokens, name) in data.items()]
-    scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
-    chosen = {name: value for name, value in sorted(settings.items())
-              if not (value is None or value is False or value == [])}  # a 0 is a setting
-    lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
-             f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
-             "| data | examples | tokens | source |", "| --- | ---: | ---: | --- |", *sizes, "",
-             "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
-             "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
-             *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
-    Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def save_model(output_dir, model, tokenizer):
-    """Leave model and tokenizer in the output folder, file by file, so that a kill leaves no half of one."""
-    aside = Path(output_dir, "tmp-model")
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in aside.iterdir():
-        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
-        os.replace(path, Path(output_dir, path.name))
-    aside.rmdir()
-
-
-def write_results(output_dir, results, same_model, trained):
-    """Write all_results.json, beside the scores that stand there already if they are of the same model."""
-    path = Path(output_dir, "all_results.json")
-    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    # What was scored before the training may have been other data than these.
-    if not trained and any(name.startswith("eval_") for name in results):
-        older = {name: value for name, value in older.items() if not name.startswith("initial_")}
-    write_json(path, older | results)
+    with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
+               "--hub_model_id NAME/MODEL."):
+        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name,
+                                           exist_ok=True).repo_id
 
 
 def upload(output_dir, repository):
     """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
-    try:
-        print("Uploaded to", huggingface_hub.upload_folder(
-            repo_id=repository, folder_path=output_dir, ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
-    except Exception as error:  # network, rights, quota
-        raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {output_dir}; "
-                         f"upload it with: hf upload NAME/MODEL {output_dir}") from None
+    with blame("--push_to_hub", f"The model is safe in {output_dir}; upload it with: hf upload "
+               f"NAME/MODEL {output_dir}"):
+        print("Uploaded to",
+              huggingface_hub.upload_folder(repo_id=repository, folder_path=output_dir,
+                                            ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
+
+
+def save_model(output_dir, model, tokenizer):
+    """Leave model and tokenizer in the output folder, none of their files by half."""
+    aside = Path(output_dir, "tmp-model")
+    with blame(f"--output_dir {output_dir}: the model cannot be saved", "The last checkpoint is "
+               "whole."):
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+    for path in aside.iterdir():
+        path.chmod(0o644)  # safetensors lets the owner alone read its files
+        os.replace(path, Path(output_dir, path.name))
+    aside.rmdir()
+
+
+def write_results(output_dir, results, same_model):
+    """Write all_results.json, beside what stands there already if that is of the same model."""
+    path = Path(output_dir, "all_results.json")
+    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
+    write_json(path, older | results)
+
+
+def score_rows(results):
+    """List (name, before, after) of the scores, as text."""
+    scores = {name: [results.get(f"initial_{name}", "-"), value] for name, value in results.items()
+              if name.startswith(("eval_", "perplexity", "predict_"))}
+    return [(name, *(f"{value:,.4f}" if isinstance(value, float) else f"{value}" for value
+                     in values)) for name, values in scores.items()]
+
+
+def write_model_card(output_dir, base, task, *, tag, data, results, settings, tables=()):
+    """Write README.md: what the model was made of, and its scores.
+
+    MODEL_CARD.md beside a README.md of the user's.
+
+    Args:
+        base: Hub name or folder of the model it began with.
+        task: what was done with it, and what of it started at random, in words.
+        tag: the Hub's name of the task, or None.
+        data: dict of split to what it is, in words.
+        settings: dict of all flags.
+        tables: more lines to stand below the scores.
+    """
+    path = Path(output_dir, "README.md")
+    if path.exists() and OURS not in path.read_text(encoding="utf-8", errors="replace"):
+        path = path.with_name("MODEL_CARD.md")
+    head = huggingface_hub.ModelCardData(library_name="transformers", pipeline_tag=tag,
+                                         base_model=None if os.path.exists(base) else base)
+    rows = [("score", "before", "after"), ("---", "---:", "---:"), *score_rows(results)]
+    chosen = {flag: value for flag, value in sorted(settings.items()) if value not in (None, [])
+              and value is not False}
+    lines = ["---", head.to_yaml(), "---", "", OURS, "", f"# {Path(output_dir).resolve().name}", "",
+             f"{Path(base).name}, {task}.", ""]
+    lines += [f"- {split}: {html.escape(words)}" for split, words in data.items()]
+    lines += ["", *(f"| {' | '.join(row)} |" for row in rows), "", "Losses are in nats, a mean "
+              "over what is predicted.", "", *tables, "```yaml"]
+    lines += [f"{flag}: {json.dumps(value)}" for flag, value in chosen.items()]
+    path.write_text("\n".join([*lines, "```", ""]), encoding="utf-8")
 
 
 def show_results(results, note, output_dir, say):
-    """Print the scores, before the training and after it, and where things are. note: what started at random."""
-    trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
-    width = max([20, *(len(name) + 2 for name, *_ in rows)])
-    for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
-        say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
-    if trained:
-        say(f"Before: {note}")
+    """Print the scores, before the training and after it, and where they are.
+
+    Args:
+        note: what started at random.
+    """
     if results:
-        say(f"Results are in {Path(output_dir, 'all_results.json')}"
-            + (f", model and log in {output_dir}" if "step" in results else ""))
+        for name, before, after in [("", "before", "after"), *score_rows(results)]:
+            say(f"{name:<36}{before:>16}{after:>16}")
+        say(f"Before: {note}", f"Results are in {Path(output_dir, 'all_results.json')}")
 
 
 # ==== utils/loop.py, whole (to change it, change it there; `make fix` copies it) ====
-# What stands around the updates of a loop.
+# What stands around the updates of a loop: processes, log, scores, checkpoints, what is left.
 
-def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_weights):
-    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work.
-
-    unused_weights: the model leaves some of its weights without a gradient. To look for them takes time.
-    """
-    on_cpu, precision, threads = choose_device(mixed_precision, cpu_threads)
-    accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision=precision, log_with=report_to or None,
-        project_config=ProjectConfiguration(output_dir, logging_dir=f"{output_dir}/runs"),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_weights)])
-    processes = join_processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
-    return accelerator, processes, threads
-
-
-def describe_processes(accelerator, processes, threads, say):
-    """Say what the run runs on."""
-    plural = "es" if processes.num_processes > 1 else ""
-    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process{plural}, {threads} CPU threads "
-        f"each, {accelerator.mixed_precision.replace('no', 'float32')}")
+# Flags of all tasks that a resume may not change.
+FIXED = ("seed", "learning_rate", "weight_decay", "max_grad_norm", "lr_scheduler_type",
+         "warmup_steps", "config_overrides")
 
 
 def build_optimizer(model, learning_rate, weight_decay):
-    """Fused AdamW that decays matrices alone: biases and the weights of normalisation have one dimension."""
-    groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": weight_decay},
-              {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]
+    """Make a fused AdamW that decays matrices alone: not biases, nor the weights of LayerNorm."""
+    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+    others = [weight for weight in model.parameters() if weight.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay},
+              {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-class TrainingRun:
-    """What stands around the updates: losses are logged, the model scored and saved, and all of it can be resumed.
+def as_predictions(scores):
+    """Name the scores of test data: predict_loss for eval_loss."""
+    return {f"predict_{name.removeprefix('eval_')}": value for name, value in scores.items()}
+
+
+class Run(Processes):
+    """A run of a loop: its processes, its folder, its state, and what is due around its updates.
 
     Args:
-        settings: the flags, a dict: output_dir, when to log, evaluate and save, and what to keep.
-        accelerator, processes: as start_processes made them.
-        model, tokenizer, optimizer, scheduler: what a checkpoint holds.
-        sampler: the GlobalBatchSampler, which knows where epochs end.
-        score: function that scores the model, a dict of results; None where there are no validation data.
-        means: function that makes what is logged, a dict, of sums of losses (nats) and of counts, a list of each.
-        state: what a checkpoint carries besides: `step`, the updates done; sums of losses and counts since they were
-            last logged (`window`) and since the start (`train`); the latest and the best scores, with their step.
-        max_steps: updates of the run.
+        args: Namespace of the flags.
+        task: what the script does, in a word: "mlm".
+        writes: whether the run leaves something behind.
+        unused_weights: whether the model leaves some of its weights without a gradient.
+
+    Attributes:
+        accelerator: of accelerate.
+        device: where tensors go.
+        is_main: whether this is the first process.
+        folder: where the run leaves what it makes.
+        checkpoint: folder of the one it goes on from, or None.
+        stop_signal: a StopSignal.
+        max_steps: updates to make, from `begin` on.
+        step, and what else open_output names: what a checkpoint carries besides the weights.
     """
 
-    def __init__(self, settings, accelerator, processes, model, tokenizer, optimizer, scheduler, sampler, score, means,
-                 state, max_steps):
-        self.settings, self.accelerator, self.processes = settings, accelerator, processes
-        self.model, self.tokenizer, self.optimizer, self.scheduler = model, tokenizer, optimizer, scheduler
-        self.sampler, self.score, self.means, self.state, self.max_steps = sampler, score, means, state, max_steps
-        self.pending, self.paused = [], 0.0  # losses that are still on the device; seconds spent on scoring and saving
-        self.bar = tqdm(total=max_steps, initial=state["step"], desc="Training", unit=" updates",
-                        disable=processes.rank > 0 or None)
+    def __init__(self, args, task, writes=True, unused_weights=False):
+        self.args, self.task, self.stop_signal = args, task, StopSignal()
+        self.repository = None  # on the Hub, where this process is to push to one
+        self.card = {"data": {}}  # task, tag and data, as of write_model_card
+        transformers.logging.set_verbosity_error()  # the lines below say it of heads and lengths
+        transformers.logging.disable_progress_bar()
+        on_cpu, precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
+        find_unused = DistributedDataParallelKwargs(find_unused_parameters=unused_weights)
+        self.accelerator = accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision,
+                                                     log_with=args.report_to or None,
+                                                     project_dir=args.output_dir,
+                                                     kwargs_handlers=[find_unused])
+        super().__init__(accelerator.num_processes, accelerator.process_index,
+                         accelerator.local_process_index)
+        self.device, self.is_main = accelerator.device, accelerator.is_main_process
+        if not self.is_main:
+            datasets.disable_progress_bars()
+        self.folder, where = Path(args.output_dir), args.output_dir if writes else None
+        self.checkpoint, state = open_output(where, args.do_train, args.resume_from_checkpoint,
+                                             args.overwrite_output_dir, self.say)
+        if writes and not args.do_train and (self.folder / "model.safetensors").exists():
+            numbers = [path.name.removeprefix("eval-") for path in self.folder.glob("eval-*")]
+            number = max([0, *map(int, filter(str.isdecimal, numbers))]) + 1
+            number = self.sum(number * self.is_main)[0]  # the same on all processes
+            self.folder /= f"eval-{number:.0f}"
+            self.folder.mkdir(exist_ok=True)
+        self.state_names = [*state]
+        vars(self).update(state)
+
+    def say(self, *lines):
+        """Print lines, on the first process alone."""
+        if self.is_main:
+            print(*lines, sep="\n", flush=True)
+
+    def load_model(self, kind, config, vocab_size, head):
+        """Load --model, or the checkpoint that the run goes on from. Arguments as of load_model."""
+        args, name = self.args, str(self.checkpoint or self.args.model)
+        set_seed(args.seed)
+        model, note = load_model(kind, name, None if self.checkpoint else config, vocab_size, head,
+                                 from_scratch=args.from_scratch and not self.checkpoint,
+                                 **hub_settings(args))
+        self.note = self.note or note  # of the model that the run began with
+        precision = self.accelerator.mixed_precision.replace("no", "float32")
+        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}", "Running on  "
+                 f"{self.device.type}, {self.num_processes} "
+                 f"process{'es' * (self.num_processes > 1)}, {self.threads} CPU threads each, "
+                 f"{precision}")
+        return model
+
+    def check_resume(self, data, model_type, *flags):
+        """Refuse to go on from a checkpoint of other data or settings.
+
+        Args:
+            data: dict of split to what tells its data apart.
+            model_type: kind of the model, as "bert".
+            flags: those of the task that may not change.
+        """
+        args = self.args
+        passes = args.gradient_accumulation_steps * self.num_processes
+        made_with = {**data, "task": self.task, "kind of model": model_type,
+                     "global batch": args.per_device_train_batch_size * passes}
+        made_with |= {f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}
+        check_resume(made_with, self, vars(self), self.checkpoint)
+
+    # ---- the training
+
+    def begin(self, model, tokenizer, sampler, score, weights):
+        """Make ready for the first update, and clear the folder of what the run replaces.
+
+        Args:
+            model, tokenizer: as they are loaded.
+            sampler: the GlobalBatchSampler of the run.
+            score: function that scores a model, a dict of results; None where there are no data.
+            weights: dict of the name of each kind of loss to its weight in the sum.
+
+        Returns:
+            The model, wrapped for several processes and for its precision.
+        """
+        args, self.pending = self.args, []  # losses that are still on the device
+        self.tokenizer, self.sampler, self.score, self.weights = tokenizer, sampler, score, weights
+        self.max_steps = args.max_steps
+        if self.max_steps <= 0:
+            self.max_steps = sampler.updates_until(args.num_train_epochs)
+        if args.gradient_checkpointing:
+            checkpoint_gradients(model)
+        optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)
+        self.schedule = get_scheduler(args.lr_scheduler_type, optimizer,
+                                      self.updates(args.warmup_steps), self.max_steps)
+        model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model = self.accelerator.unwrap_model(model, keep_torch_compile=True)
+        if self.checkpoint:
+            self.load_training_state()
+        self.say(f"Updates     {self.max_steps:,}, {sampler.updates_in(0):,} an epoch, with "
+                 f"{sampler.global_batch} examples each (processes {self.num_processes} x batch "
+                 f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); going on "
+                 f"from {self.checkpoint or 'the start'}")
+        scores = score(self.model) if score and not self.checkpoint else {}
+        if args.push_to_hub and self.is_main:
+            self.repository = claim_repository(args.hub_model_id, self.folder)
+        self.start_trackers()
+        if self.is_main:  # only now that nothing is left to go wrong
+            clear_output(self.folder, self.step, args.overwrite_output_dir)
+        self.bar = tqdm(total=self.max_steps, initial=self.step, desc="Training",
+                        disable=not self.is_main or None)
+        if scores:
+            self.initial = {f"initial_{name}": value for name, value in scores.items()}
+            self.log(self.initial)
+        self.first_step, self.begun = self.step, time.perf_counter()
+        return model
+
+    def load_training_state(self):
+        """Take up optimizer, schedule and scaler of the checkpoint."""
+        path, scaler = self.checkpoint / "optimizer.pt", self.accelerator.scaler
+        self.optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        groups = len(self.optimizer.param_groups)
+        self.schedule.load_state_dict(self.scheduler | {"lr_lambdas": [None] * groups})
+        if scaler and self.scaler:
+            scaler.load_state_dict(self.scaler)
+
+    def start_trackers(self):
+        """Start the trackers of --report_to."""
+        settings = vars(self.args) | {"output_dir": str(self.folder)}
+        start_trackers(self.accelerator, self.task, settings, self.run_id, self.step)
+
+    def updates(self, number):
+        """Turn what a flag counts into updates: below 1 it is a share of all of them."""
+        return math.ceil(number * self.max_steps) if number < 1 else int(number)
 
     def is_due(self, strategy, every):
-        step, every = self.state["step"], math.ceil(every * self.max_steps) if every < 1 else int(every)
         if strategy == "epoch":
-            return self.sampler.place(step)[1] == 0 or step == self.max_steps
-        return strategy == "steps" and step % every == 0
+            return self.sampler.place(self.step)[1] == 0 or self.step == self.max_steps
+        return strategy == "steps" and self.step % self.updates(every) == 0
 
-    def log(self, values):
-        if self.processes.rank == 0:
-            with open(Path(self.settings["output_dir"], "log.jsonl"), "a", encoding="utf-8") as file:
-                epoch = round(self.sampler.epochs_until(self.state["step"]), 4)
-                file.write(json.dumps({"step": self.state["step"], "epoch": epoch, **values}) + "\n")
-        self.accelerator.log(values, step=self.state["step"])
+    def seed_dropout(self):
+        """Make dropout a function of (seed, update, rank): no checkpoint need carry a generator."""
+        sequence = np.random.SeedSequence((self.args.seed, self.step, self.rank))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+    def after_update(self, losses, counts, norm, stop):
+        """Log, score and save what is due after an update.
+
+        Args:
+            losses: sums of this process, nats, on the device; (kinds,).
+            counts: of what the losses are of, of this process; a list of as many.
+            norm: of the gradient, before it was clipped; a scalar on the device.
+            stop: whether any process noted a signal.
+
+        Returns:
+            Whether there is another update to make.
+        """
+        args, self.step = self.args, self.step + 1
+        is_last = self.step == self.max_steps
+        self.pending.append((losses, counts))
+        self.bar.update()
+        if self.is_due("steps", args.logging_steps) or is_last:
+            self.settle()
+            means = self.means(np.subtract(self.totals, self.logged or 0))
+            self.logged = self.totals
+            rate = self.schedule.get_last_lr()[0]
+            self.log({**means, "learning_rate": rate, "grad_norm": norm.item()})
+        if self.score and (self.is_due(args.eval_strategy, args.eval_steps) or is_last):
+            self.evaluate()
+        if self.is_due(args.save_strategy, args.save_steps) or (stop and not is_last):
+            self.save()
+        return not (stop or is_last)
 
     def settle(self):
         """Read the losses that are still on the device, and add them up over all processes."""
         if self.pending:
-            sums = self.processes.sum(*torch.stack(self.pending).cpu().double().sum(dim=0).tolist())
-            before = self.state["window"]["sums"]
-            self.state["window"]["sums"] = [a + b for a, b in zip(before, sums, strict=True)]
-        self.pending.clear()
+            losses, counts = zip(*self.pending, strict=True)
+            losses = torch.stack(losses).cpu().double().sum(dim=0).tolist()
+            totals = self.sum(*losses, *np.sum(counts, axis=0))
+            self.totals = np.add(self.totals or 0, totals).tolist()
+            self.pending = []
 
-    def evaluate(self, scores=None, prefix=""):
-        self.settle()
-        begun, scores = time.perf_counter(), scores or self.score(self.model)
-        self.log({prefix + name: value for name, value in scores.items()})
-        self.state["latest"] = {"step": self.state["step"], **scores}
-        if self.processes.rank == 0:
-            shown = "  ".join(f"{name} {value:.6g}" for name, value in islice(scores.items(), 6))
-            tqdm.write(f"Update {self.state['step']:>6}  {shown}")
-        self.paused += time.perf_counter() - begun
+    def means(self, totals):
+        """Turn sums of losses and their counts into means, and `loss`, their weighted sum."""
+        sums, counts = np.split(np.array(totals), 2)
+        means = (sums / np.maximum(counts, 1)).tolist()
+        loss = float(np.dot(means, [*self.weights.values()]))
+        return {"loss": loss, **dict(zip(self.weights, means, strict=True))}
+
+    def log(self, values):
+        """Add a line to log.jsonl, print it, and tell the trackers."""
+        if self.is_main:
+            epoch = round(self.sampler.epochs_until(self.step), 4)
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, "epoch": epoch, **values}) + "\n")
+            shown = (f"{name} {value:.6g}" for name, value in islice(values.items(), 6))
+            tqdm.write(f"Update {self.step:>6}  {'  '.join(shown)}")
+        self.accelerator.log(values, step=self.step)
+
+    def evaluate(self):
+        self.settle()  # what the device still computes counts as training
+        since, scores = time.perf_counter(), self.score(self.model)
+        self.latest = {**scores, "step": self.step}
+        self.log(scores)
+        self.begun += time.perf_counter() - since
 
     def save(self):
+        """Save a checkpoint; note the best of those that are saved, so that it can be loaded."""
         self.settle()
-        begun, state = time.perf_counter(), self.state
-        if self.settings["load_best_model_at_end"] and state["latest"]["step"] == state["step"] and (
-                not state["best"] or state["latest"]["eval_loss"] < state["best"]["eval_loss"]):
-            state["best"] = state["latest"]  # of models that are saved, so that it can be loaded
-        if self.processes.rank == 0:
-            save_checkpoint(self.settings["output_dir"], state["step"], self.write, self.settings["save_total_limit"],
-                            keep=f"checkpoint-{state['best']['step']}" if state["best"] else None)
-        self.processes.sum(0)  # the others wait: none trains on if this one fails
-        self.paused += time.perf_counter() - begun
+        since, args, keep = time.perf_counter(), self.args, None
+        if args.load_best_model_at_end and self.latest.get("step") == self.step:
+            both = [self.best or self.latest, self.latest]
+            self.best = min(both, key=lambda scores: scores["eval_loss"])
+        if self.best:
+            keep = f"checkpoint-{self.best['step']}"
+        if self.is_main:
+            save_checkpoint(self.folder, self.step, self.write, args.save_total_limit, keep)
+        self.sum(0)  # the others wait: none trains on if this one fails
+        self.begun += time.perf_counter() - since
 
     def write(self, folder):
-        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        state = dict(self.state, scheduler={k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
-                     scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None)
-        (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        """Write the files of a checkpoint into a folder."""
+        self.scheduler = self.schedule.state_dict()
+        self.scheduler.pop("lr_lambdas", None)
+        if self.accelerator.scaler:
+            self.scaler = self.accelerator.scaler.state_dict()
+        state = {name: vars(self)[name] for name in self.state_names}
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
-    def after_update(self, update, losses, counts, norm, stop):
-        """Log, score and save what is due after an update. Returns True where the run is to end.
+    def finish(self):
+        """End the run where a signal has stopped it; else load the best model, if asked for.
 
-        losses: sums of this process, (kinds,), nats, on the device. counts: of all processes, a list of as many.
+        Returns:
+            dict of results.
         """
-        state, last, nothing = self.state, update == self.max_steps, {"sums": [0.0] * len(counts),
-                                                                      "counts": [0.0] * len(counts)}
-        state["step"], state["window"] = update, state["window"] or nothing
-        state["window"]["counts"] = [a + b for a, b in zip(state["window"]["counts"], counts, strict=True)]
-        self.pending.append(losses)
-        self.bar.update()
-        if self.is_due("steps", self.settings["logging_steps"]) or last:
-            self.settle()
-            window, total, state["window"] = state["window"], state["train"] or nothing, None
-            state["train"] = {name: [a + b for a, b in zip(total[name], window[name], strict=True)] for name in total}
-            shown = self.means(**window)
-            self.log({**shown, "learning_rate": self.scheduler.get_last_lr()[0], "grad_norm": norm.item()})
-            self.bar.set_postfix(loss=f"{shown['loss']:.3f}")
-            if self.bar.disable and self.processes.rank == 0:  # no terminal to show a bar on
-                print(f"Update {update:>6}  " + "  ".join(f"{name} {value:.6g}" for name, value in shown.items()),
-                      flush=True)
-        if self.score and (self.is_due(self.settings["eval_strategy"], self.settings["eval_steps"]) or last):
+        sampler, seconds = self.sampler, time.perf_counter() - self.begun
+        self.bar.close()
+        if self.step < self.max_steps:
+            end_stopped_run(self.accelerator, self.stop_signal.number, self.step, self.say)
+        results = {"epoch": sampler.epochs_until(self.step), **self.initial}
+        results |= {f"train_{name}": value for name, value in self.means(self.totals).items()}
+        seen = sampler.examples_until(self.step) - sampler.examples_until(self.first_step)
+        if seen:  # otherwise it was a finished run that was resumed, and these are known already
+            results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
+        if self.score and self.latest.get("step") != self.step:  # it was killed before this
             self.evaluate()
-        if self.is_due(self.settings["save_strategy"], self.settings["save_steps"]) or (stop and not last):
-            self.save()
-        return stop
+        if self.best and self.best["eval_loss"] < self.latest["eval_loss"]:
+            name = f"checkpoint-{self.best['step']}"
+            self.say(f"Best        the model of {name} is kept")
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            best = type(model).from_pretrained(self.folder / name, dtype=torch.float32)
+            model.load_state_dict(best.state_dict())
+            self.latest = self.best
+        return {**results, **self.latest, "step": self.step}
+
+    # ---- what it leaves behind
+
+    def save_model(self, model, tokenizer):
+        """Save a model that was trained: before anything else can fail."""
+        if self.args.do_train and self.is_main:
+            save_model(self.folder, model, tokenizer)
+
+    def leave(self, results):
+        """Write the results, and after a training the model card."""
+        if self.is_main and results:
+            write_results(self.folder, results, self.checkpoint)
+            if self.args.do_train:
+                card = self.card
+                write_model_card(self.folder, self.args.model, f"{card['task']}; {self.note}",
+                                 tag=card["tag"], data=card["data"], results=results,
+                                 settings=vars(self.args))
+
+    def in_float32(self, model):
+        """Take a model out of its wrappers: what is shown is computed in float32."""
+        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False,
+                                             keep_torch_compile=False)
+
+    def end(self, results):
+        """Show the results, and tell trackers and the Hub, which may fail."""
+        show_results(results, self.note, self.folder, self.say)
+        self.accelerator.log(results, step=self.step)
+        self.accelerator.end_training()
+        if self.repository:
+            upload(self.folder, self.repository)
 
 
 # ==== run_pretraining.py ====

@@ -1,29 +1,34 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.13", "transformers>=5.23", "accelerate>=1.15", "datasets>=5.2", "evaluate>=0.4.6",
-#                 "numpy>=2.4", "pyarrow>=26.0", "huggingface-hub>=2.4", "PyYAML>=6.0", "tqdm>=4.67",
-#                 "matplotlib>=3.11", "wandb>=0.31"]
+# dependencies = ["torch>=2.13", "transformers>=5.23", "accelerate>=1.15", "datasets>=5.2",
+#                 "multiprocess>=0.70.19", "evaluate>=0.4.6", "numpy>=2.4", "pyarrow>=26.0",
+#                 "huggingface-hub>=2.4", "PyYAML>=6.0", "tqdm>=4.67", "matplotlib>=3.11",
+#                 "wandb>=0.31"]
 # ///
-"""Train a model to answer questions with a span of a text (extractive question answering), and report its F1.
+"""Train a model to answer questions with a span of a text (extractive question answering), and
+report its F1.
 
-    accelerate launch run_qa.py --model bert-base-uncased --train_file train.json --validation_file dev.json
-    accelerate launch run_qa.py --model outputs/qa --test_file questions.json
-    accelerate launch run_qa.py --model outputs/qa --question "Who met Babbage?" --context "Ada met Babbage in London."
+    accelerate launch run_qa.py --model bert-base-uncased --train_file train.json --validation_file
+    dev.json accelerate launch run_qa.py --model outputs/qa --test_file questions.json
+    accelerate launch run_qa.py --model outputs/qa --question "Who met Babbage?" --context "Ada met
+    Babbage in London."
 
-Reads questions in SQuAD's layout (.json), rows of id, question, context and answers (.json, .jsonl), each also as .gz,
-or a data set of the Hub; some may have no answer, as in SQuAD 2.0. Writes to --output_dir: the model and tokenizer,
-all_results.json (eval_exact_match or eval_exact, eval_f1), predictions.json, nbest_predictions.json and null_odds.json
-of the test data, or else of the validation data, log.jsonl, checkpoints and a model card.
+Reads questions in SQuAD's layout (.json), rows of id, question, context and answers (.json,
+.jsonl), each also as .gz, or a data set of the Hub; some may have no answer, as in SQuAD 2.0.
+Writes to --output_dir: the model and tokenizer, all_results.json (eval_exact_match or eval_exact,
+eval_f1), predictions.json, nbest_predictions.json and null_odds.json of the test data, or else of
+the validation data, log.jsonl, checkpoints and a model card.
 
-Source: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, and 2018, https://arxiv.org/abs/1806.03822, with their
-scoring scripts; Devlin et al. 2018, sections 4.2 and 4.3, https://arxiv.org/abs/1810.04805
-"""
+Source: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, and 2018,
+https://arxiv.org/abs/1806.03822, with their scoring scripts; Devlin et al. 2018, sections 4.2 and
+4.3, https://arxiv.org/abs/1810.04805 """
 
 import argparse
 import copy
 import ctypes
 import dataclasses
 import difflib
+import errno
 import glob
 import gzip
 import hashlib
@@ -37,11 +42,12 @@ import shutil
 import signal
 import string
 import sys
+import tempfile
 import time
 import unicodedata
 import zlib
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -51,6 +57,7 @@ try:
     import datasets
     import evaluate
     import huggingface_hub
+    import multiprocess
     import numpy as np
     import pyarrow.compute
     import torch
@@ -59,7 +66,7 @@ try:
     import transformers
     import yaml
     from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
+    from accelerate.utils import send_to_device, set_seed
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.image import imsave
@@ -75,103 +82,56 @@ try:
         TrainerCallback,
         TrainingArguments,
     )
-    from transformers.hf_argparser import HfArg
+    from transformers.hf_argparser import HfArg, string_to_bool
     from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerState
 except ImportError as error:
-    print(f"run_qa.py: error: {error}. Install what it needs: pip install torch transformers accelerate datasets "
-          "evaluate numpy pyarrow huggingface-hub PyYAML tqdm matplotlib wandb", file=sys.stderr)
+    print(f"run_qa.py: error: {error}. Install what it needs: pip install torch transformers "
+          "accelerate datasets multiprocess evaluate numpy pyarrow huggingface-hub PyYAML tqdm "
+          "matplotlib wandb", file=sys.stderr)
     sys.exit(2)
 
-DEFAULT_DATASET = "rajpurkar/squad"  # taken where no data are named and nothing is asked, so that a bare call runs
+DEFAULT_DATASET = "rajpurkar/squad"  # taken where no data are named and nothing is asked
+ASKING = ("question", "context", "context_file", "questions_file", "plot_scores")  # flags
 
 
 # ---------------------------------------------------------------- arguments
 
 
 @dataclass
-class ModelArguments:
-    _argument_group_name = "model"
-    model: str = HfArg(default="bert-base-uncased", aliases=["--model_name_or_path"], help="Hub name or folder")
-    tokenizer_name: str | None = HfArg(default=None, help="Hub name or folder of the tokenizer (default: the model's)")
-    model_revision: str = HfArg(default="main", help="branch, tag or commit on the Hub")
-    from_scratch: bool = HfArg(default=False, help="the model's config alone, with random weights")
-    config_overrides: str | None = HfArg(default=None, help="config settings to change, as hidden_dropout_prob=0; for "
-                                                            "pretrained models too")
-    trust_remote_code: bool = HfArg(default=False, help="run code that comes with the model")
-
-
-@dataclass
-class DataArguments:
-    _argument_group_name = "data"
-    dataset_name: str | None = HfArg(default=None, help=f"Hub name or folder (default: {DEFAULT_DATASET} where no file "
-                                                        "and no question is given)")
-    dataset_config_name: str | None = HfArg(default=None, help="configuration of that data set")
-    train_file: list[str] | None = HfArg(default=None, help="files or globs to train on")
-    validation_file: list[str] | None = HfArg(default=None, help="files or globs to evaluate on")
-    test_file: list[str] | None = HfArg(default=None, help="files or globs to answer at the end, with answers or "
-                                                           "without")
-    version_2_with_negative: bool = HfArg(default=False, help="some questions have no answer, as in SQuAD 2.0; taken "
-                                                              "so anyway where the data hold such questions")
-    on_bad_row: str = HfArg(default="error", metadata={"choices": ["error", "skip"]}, help="a faulty question ends the "
-                            "run, or goes to skipped_rows.jsonl")
-    validation_split_percentage: float = HfArg(default=10, help="percent of the training paragraphs, with their "
-                                               "questions, to evaluate on where there are no validation data, the same "
-                                               "for every seed; 0 is none")
-    max_seq_length: int = HfArg(default=384, help="tokens per window: the question, whole, a part of the context, and "
-                                                  "[CLS] and [SEP]s; a longer context is cut into several windows")
-    doc_stride: int | None = HfArg(default=None, help="tokens of the context that two windows share (default: 128, or "
-                                                      "a third of --max_seq_length where that is less)")
-    n_best_size: int = HfArg(default=20, help="starts and ends that are tried with each other in each window, and "
-                                              "answers in nbest_predictions.json")
-    max_answer_length: int = HfArg(default=30, help="tokens of an answer, at most")
-    null_score_diff_threshold: float | None = HfArg(default=None, help="a question gets no answer where the score of "
-                                                    "none exceeds that of the best by more than this (default: 0 in "
-                                                    "evaluation; after it, the best_f1_thresh kept with the model)")
-    max_train_samples: int | None = HfArg(default=None, help="train on a random sample of so many questions")
-    max_eval_samples: int | None = HfArg(default=None, help="the same for evaluation")
-    max_predict_samples: int | None = HfArg(default=None, help="the same for test data")
-    preprocessing_num_workers: int | None = HfArg(default=None, help="processes that tokenize (default: 1)")
-    overwrite_cache: bool = HfArg(default=False, help="prepare the data anew even where the cache holds them")
-
-
-@dataclass
-class AskArguments:
-    _argument_group_name = "asking, at the end; without data, that is all"
-    question: str | None = HfArg(default=None, help="question to answer out of --context or --context_file")
-    context: str | None = HfArg(default=None, help="text that holds the answer")
-    context_file: str | None = HfArg(default=None, help="file of that text, UTF-8")
-    questions_file: str | None = HfArg(default=None, help="rows of question and context, as .jsonl; the answers go to "
-                                                          "answers.jsonl in --output_dir")
-    plot_scores: str | None = HfArg(default=None, help="picture to draw, as scores.png: the scores of each token to "
-                                                       "begin and to end the answer to --question")
-
-
-@dataclass
 class QaArguments(TrainingArguments):
     _argument_group_name = "training and output: all of transformers.TrainingArguments, and"
-    output_dir: str | None = HfArg(default="outputs/qa", help="folder for all that a run leaves behind")
-    overwrite_output_dir: bool = HfArg(default=False, help="train although a model or checkpoints lie there, and "
-                                                           "replace them")
+    output_dir: str | None = HfArg(default="outputs/qa", help="folder for all that a run leaves "
+                                   "behind")
+    overwrite_output_dir: bool = HfArg(default=False, help="train although a model or checkpoints "
+                                       "lie there, and replace them")
     per_device_train_batch_size: int = HfArg(default=16, help="windows per process and pass")
     per_device_eval_batch_size: int = HfArg(default=16, help="the same in evaluation")
-    mixed_precision: str = HfArg(default="auto", metadata={"choices": ["auto", "no", "bf16", "fp16"]}, help="auto: as "
-                                 "the launcher says, else bf16 where the hardware computes it natively; no: float32")
-    cpu_threads: int | None = HfArg(default=None, help="torch threads per process (default: physical cores / "
-                                                       "processes)")
+    mixed_precision: str = HfArg(default="auto",
+                                 metadata={"choices": ["auto", "no", "bf16", "fp16"]}, help="auto: "
+                                 "as the launcher says, else bf16 where the hardware computes it "
+                                 "natively; no: float32")
+    cpu_threads: int | None = HfArg(default=None, help="torch threads per process (default: "
+                                    "physical cores / processes)")
     eval_strategy: str = HfArg(default="epoch", help="when to evaluate: no, steps or epoch")
     save_strategy: str = HfArg(default="epoch", help="when to save: no, steps or epoch")
     save_total_limit: int | None = HfArg(default=2, help="checkpoints that are kept")
-    load_best_model_at_end: bool | None = HfArg(default=None, metadata={"nargs": "?", "const": True}, help="keep the "
-                                                "model with the best --metric_for_best_model (default: where it can be "
-                                                "told)")
+    load_best_model_at_end: bool | None = HfArg(default=None,
+                                                metadata={"nargs": "?", "const": True}, help="keep "
+                                                "the model with the best --metric_for_best_model "
+                                                "(default: where it can be told)")
     metric_for_best_model: str | None = HfArg(default="f1", help="what tells the best model")
-    early_stopping_patience: int | None = HfArg(default=None, help="stop after so many evaluations without a better "
-                                                                   "model")
-    logging_steps: float = HfArg(default=10, help="updates between two lines of the log, or below 1 a share of all")
-    logging_nan_inf_filter: bool = HfArg(default=False, help="leave losses that are no number out of the log")
-    restore_callback_states_from_checkpoint: bool = HfArg(default=True, help="go on counting for early stopping")
-    ddp_find_unused_parameters: bool | None = HfArg(default=False, help="look for weights without a gradient")
-    report_to: list[str] | None = HfArg(default_factory=lambda: ["none"], help="trackers: wandb, trackio, tensorboard")
+    early_stopping_patience: int | None = HfArg(default=None, help="stop after so many evaluations "
+                                                "without a better model")
+    logging_steps: float = HfArg(default=10, help="updates between two lines of the log, or below "
+                                 "1 a share of all")
+    logging_nan_inf_filter: bool = HfArg(default=False, help="leave losses that are no number out "
+                                         "of the log")
+    restore_callback_states_from_checkpoint: bool = HfArg(default=True, help="go on counting for "
+                                                          "early stopping")
+    ddp_find_unused_parameters: bool | None = HfArg(default=False, help="look for weights without "
+                                                    "a gradient")
+    report_to: list[str] | None = HfArg(default_factory=lambda: ["none"], help="trackers: wandb, "
+                                        "trackio, tensorboard")
     run_name: str | None = HfArg(default=None, help="name in the trackers (default: --output_dir)")
     resume_from_checkpoint: str | None = HfArg(default=None, metadata={"nargs": "?", "const": "latest"}, help="go on "
                                                "from a checkpoint: latest, the newest whole one in --output_dir, or a "
@@ -184,55 +144,61 @@ class Parser(HfArgumentParser):
 
 
 def parse_args(argv=None):
-    """Parse the command line: a Namespace with the flags of all groups, checked."""
-    parser = Parser((ModelArguments, DataArguments, AskArguments, QaArguments), allow_abbrev=False,
-                    description=__doc__.partition("\n")[0], formatter_class=HelpFormatter)
-    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed beside it win")
+    """Parse the command line: a Namespace of all flags, checked."""
+    parser = Parser(QaArguments, description=__doc__.partition("\n")[0], allow_abbrev=False,
+                    formatter_class=HelpFormatter)
+    add_model_and_data_flags(parser, default_dataset=DEFAULT_DATASET, rows="paragraphs, with their "
+                             "questions,", examples="questions", shortest=5, max_seq_length=384,
+                             length_help="tokens per window: the question, whole, a part of the "
+                             "context, and [CLS] and [SEP]s; a longer context is cut into several "
+                             "windows")
+    add_flags(
+        parser.add_argument_group("answers"),
+        ("version_2_with_negative", bool, False, "some questions have no answer, as in SQuAD 2.0; "
+         "taken so anyway where the data hold such questions"),
+        ("on_bad_row", ["error", "skip"], "error", "a faulty question ends the run, or goes to "
+         "skipped_rows.jsonl"),
+        ("doc_stride", number(int, 0), None, "tokens of the context that two windows share "
+         "(default: 128, or a third of --max_seq_length where that is less)"),
+        ("n_best_size", number(int, 1, 1000), 20, "starts and ends that are tried with each other "
+         "in each window, and answers in nbest_predictions.json"),
+        ("max_answer_length", COUNT, 30, "tokens of an answer, at most"),
+        ("null_score_diff_threshold", number(float, -sys.float_info.max), None, "a question gets "
+         "no answer where the score of none exceeds that of the best by more than this (default: 0 "
+         "in evaluation; after it, the best_f1_thresh kept with the model)"),
+    )
+    add_flags(
+        parser.add_argument_group("asking, at the end; without data, that is all"),
+        ("question", str, None, "question to answer out of --context or --context_file"),
+        ("context", str, None, "text that holds the answer"),
+        ("context_file", str, None, "file of that text, UTF-8"),
+        ("questions_file", str, None, "rows of question and context, as .jsonl; the answers go to "
+         "answers.jsonl in --output_dir"),
+        ("plot_scores", str, None, "picture to draw, as scores.png: the scores of each token to "
+         "begin and to end the answer to --question"),
+    )
+    settle_flags(parser)
     args = parse_with_config(parser, argv)
     check_args(args, parser)
     check_question(args, parser)
-    choose_tasks(args, parser)
     return args
 
 
 def check_args(args, parser):
-    """Find settings that cannot work before anything is loaded, and fill in those that depend on others."""
+    """Find settings that cannot work, and fill in those that depend on others."""
+    check_trainer_flags(args, parser)
+    most = args.max_seq_length - 5
     if args.doc_stride is None:
-        args.doc_stride = max(0, min(128, args.max_seq_length // 3, args.max_seq_length - 5))
-    bounds = {"max_seq_length": (5, math.inf, "5 or more: [CLS], question, [SEP], context and [SEP]"),
-              "doc_stride": (0, args.max_seq_length - 5, f"0 to {args.max_seq_length - 5}, less than a window holds of "
-                             "a context"),
-              "validation_split_percentage": (0, 99, "0 to 99"), "seed": (0, 2**32 - 1, "0 to 4294967295"),
-              "learning_rate weight_decay max_grad_norm warmup_steps dataloader_num_workers": (
-                  0, math.inf, "0 or more"),
-              "num_train_epochs logging_steps": (1e-9, math.inf, "more than 0"),
-              "label_smoothing_factor": (0, math.nextafter(1, 0), "0 or more, and less than 1"),
-              "null_score_diff_threshold": (-math.inf, math.inf, "a number"),
-              "n_best_size": (1, 1000, "1 to 1000"),
-              "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit "
-              "cpu_threads max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
-              "early_stopping_patience max_answer_length": (1, math.inf, "1 or more")}
-    for names, (low, high, expected) in bounds.items():
-        for name in names.split():
-            value = getattr(args, name)
-            if value is not None and not (low <= value <= high and math.isfinite(value)):
-                parser.error(f"--{name} is {value}; expected {expected}")
-    refuse_flags(args, parser)
-    if args.resume_from_checkpoint and args.overwrite_output_dir:
-        parser.error("--overwrite_output_dir would remove what --resume_from_checkpoint goes on with; give one of them")
-    args.report_to = sorted({*args.report_to} - {"none"})
-    for package in args.report_to:
-        if package not in ("wandb", "trackio", "tensorboard"):
-            parser.error(f"--report_to {package}: expected none, wandb, trackio or tensorboard")
-        if not importlib.util.find_spec(package):  # nothing would be logged, and nothing said
-            parser.error(f"--report_to {package}: the package is not installed; pip install {package}")
-    given = [name for name in ("bf16", "fp16") if getattr(args, name)]
-    if (given and args.mixed_precision != "auto") or len(given) > 1:
-        parser.error(f"--mixed_precision {args.mixed_precision} and --{' and --'.join(given)} were given; expected one "
-                     "of them")
-    args.mixed_precision = given[0] if given else args.mixed_precision
-    if args.early_stopping_patience and args.eval_strategy == "no":
-        parser.error("--early_stopping_patience needs scores: give --eval_strategy epoch or steps")
+        args.doc_stride = max(0, min(128, args.max_seq_length // 3, most))
+    if args.doc_stride > most:
+        parser.error(f"--doc_stride is {args.doc_stride}; expected 0 to {most}, less than a window "
+                     "holds of a context")
+    files = args.train_file or args.validation_file or args.test_file
+    chosen = args.do_train or args.do_eval or args.do_predict
+    asks = args.question is not None or args.questions_file
+    choose_tasks(args, parser, DEFAULT_DATASET, files, chosen or not asks)
+    if args.dataset_name and not chosen:
+        args.do_predict = None  # if the data set has a test split
 
 
 def check_question(args, parser):
@@ -240,7 +206,8 @@ def check_question(args, parser):
     contexts = [name for name in ("context", "context_file") if getattr(args, name) is not None]
     if (args.question is None) != (not contexts) or len(contexts) > 1:
         parser.error("--question and one of --context and --context_file belong together; found "
-                     + (", ".join(f"--{name}" for name in ["question"] * (args.question is not None) + contexts)))
+                     + (", ".join(f"--{name}" for name in ["question"] * (args.question is not None)
+                                  + contexts)))
     for name in ("question", "context"):
         value = getattr(args, name)
         if value is not None and not value.strip():
@@ -250,110 +217,109 @@ def check_question(args, parser):
     if args.plot_scores and args.question is None:
         parser.error("--plot_scores draws the scores of one question; give --question")
     if args.plot_scores and not args.plot_scores.lower().endswith((".png", ".svg", ".pdf")):
-        parser.error(f"--plot_scores {args.plot_scores}: expected a file name that ends in .png, .svg or .pdf")
+        parser.error(f"--plot_scores {args.plot_scores}: expected a file name that ends in .png, "
+                     ".svg or .pdf")
     if args.plot_scores:  # found now, not after the training
         folder = next(path for path in Path(args.plot_scores).absolute().parents if path.exists())
         if Path(args.plot_scores).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            parser.error(f"--plot_scores {args.plot_scores}: cannot be written there; name another file")
-
-
-def choose_tasks(args, parser):
-    """Choose what is done where it is not said: all that the data allow."""
-    files, todo = args.train_file or args.validation_file or args.test_file, args.do_train or args.do_eval
-    asked = args.question is not None or args.questions_file
-    if files and args.dataset_name:
-        parser.error("--dataset_name and files were given; expected one of the two")
-    if not files and not args.dataset_name and (todo or args.do_predict or not asked):
-        args.dataset_name = DEFAULT_DATASET
-    if not (todo or args.do_predict):
-        args.do_train = bool(args.train_file or args.dataset_name)
-        args.do_eval = bool(args.train_file or args.validation_file or args.dataset_name)
-        args.do_predict = None if args.dataset_name else bool(args.test_file)  # None: if the data set has a test split
-    elif args.do_predict and args.test_file is None and not args.dataset_name:
-        parser.error("--do_predict has no questions to answer: give --test_file")
-    if args.do_train and not (args.train_file or args.dataset_name):
-        parser.error("--do_train has nothing to train on: give --train_file or --dataset_name")
-    args.run_name = args.run_name or args.output_dir
+            parser.error(f"--plot_scores {args.plot_scores}: cannot be written there; name another "
+                         "file")
 
 
 # ---------------------------------------------------------------- reading questions
 
 
 def read_answers(row, context, place):
-    """Read the reference answers of a question: a list of (text, start), start counted in characters of the context.
+    """Read the reference answers of a question: a list of (text, start), start counted in
+    characters of the context.
 
-    Under `answers` stands a list of objects of text and answer_start, or one object with a list of each, as in the
-    data sets of the Hub. The list is empty where the question has no answer, and None where nothing is said of any.
+    Under `answers` stands a list of objects of text and answer_start, or one object with a list of
+    each, as in the data sets of the Hub. The list is empty where the question has no answer, and
+    None where nothing is said of any.
 
     Raises:
-        InputError: it is none of these, or an answer does not stand in the context where it is said to.
+        InputError: it is none of these, or an answer does not stand in the context where it is said
+        to.
     """
     found, impossible = row.get("answers"), row.get("is_impossible")
     if impossible not in (None, True, False):
-        raise InputError(f"{place}: expected true or false under 'is_impossible', found {str(impossible)[:40]!r}")
+        raise InputError(f"{place}: expected true or false under 'is_impossible', found "
+                         f"{str(impossible)[:40]!r}")
     if found is None:
         return [] if impossible else None
     shown = str(found)[:60]
     if isinstance(found, dict) and isinstance(texts := found.get("text"), list):
         starts = found.get("answer_start")
-        found = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)] if (
-            isinstance(starts, list) and len(starts) == len(texts)) else None
+        found = [{"text": text, "answer_start": start} for text, start
+                 in zip(texts, starts,
+                        strict=True)] if (isinstance(starts, list) and len(starts)
+                                          == len(texts)) else None
     elif isinstance(found, dict):
         found = [found]
-    if not isinstance(found, list) or not all(
-            isinstance(answer, dict) and isinstance(answer.get("text"), str) and type(answer.get("answer_start")) is int
-            for answer in found):
-        raise InputError(f"{place}: expected answers as [{{\"text\": …, \"answer_start\": 12}}], or as {{\"text\": [], "
-                         f"\"answer_start\": []}} with as many numbers as texts, found {shown}")
+    if not isinstance(found, list) or not all(isinstance(answer, dict)
+                                              and isinstance(answer.get("text"), str)
+                                              and type(answer.get("answer_start")) is int for answer
+                                              in found):
+        raise InputError(f"{place}: expected answers as [{{\"text\": …, \"answer_start\": 12}}], "
+                         f"or as {{\"text\": [], \"answer_start\": []}} with as many numbers as "
+                         f"texts, found {shown}")
     answers = [(answer["text"], answer["answer_start"]) for answer in found]
     if impossible and answers:
-        raise InputError(f"{place}: is_impossible is true, but there is an answer, {answers[0][0][:40]!r}. Take one of "
-                         "the two out.")
+        raise InputError(f"{place}: is_impossible is true, but there is an answer, "
+                         f"{answers[0][0][:40]!r}. Take one of the two out.")
     for text, start in answers:
         if not text.strip():
-            raise InputError(f"{place}: an answer is empty. Expected text; a question that has no answer has the empty "
-                             "list.")
+            raise InputError(f"{place}: an answer is empty. Expected text; a question that has no "
+                             "answer has the empty list.")
         if not 0 <= start < len(context):
-            raise InputError(f"{place}: the answer {text[:40]!r} is said to begin at character {start}, but its "
-                             f"context has {len(context)}. Expected an answer_start from 0 to {len(context) - 1}.")
+            raise InputError(f"{place}: the answer {text[:40]!r} is said to begin at character "
+                             f"{start}, but its context has {len(context)}. Expected an "
+                             f"answer_start from 0 to {len(context) - 1}.")
         there = context[start : start + len(text)]
         if there != text:
             at = context.find(text)
             where = f"It stands at {at}" if at >= 0 else "It does not stand anywhere in it"
-            raise InputError(f"{place}: the answer {text[:40]!r} is said to begin at character {start} of its context, "
-                             f"where {there[:40]!r} stands. {where}; correct answer_start, which counts characters, "
-                             "not bytes, or the text.")
+            raise InputError(f"{place}: the answer {text[:40]!r} is said to begin at character "
+                             f"{start} of its context, where {there[:40]!r} stands. {where}; "
+                             "correct answer_start, which counts characters, not bytes, or the "
+                             "text.")
     return answers
 
 
 def read_question(row, context, place):
-    """Read a question: dict of place, id (str; None where it has none), question, context, and answers as read_answers.
+    """Read a question: dict of place, id (str; None where it has none), question, context, and
+    answers as read_answers.
 
     Args:
-        row: dict of id, question and answers. context: its text.
+        row: dict of id, question and answers.
+        context: its text.
 
     Raises:
         InputError: something is missing, empty or of another kind, or an answer is at fault.
     """
     name = row.get("id")
     if name is not None and type(name) not in (str, int):
-        raise InputError(f"{place}: expected an id that is text or a whole number, found {str(name)[:40]!r}")
+        raise InputError(f"{place}: expected an id that is text or a whole number, found "
+                         f"{str(name)[:40]!r}")
     place += f" (id {name})" if name is not None else ""
     if re.search("[\ud800-\udfff]", str(name)):
-        raise InputError(f"{place}: the id {name!r} holds half a character (a lone surrogate). Expected Unicode text.")
+        raise InputError(f"{place}: the id {name!r} holds half a character (a lone surrogate). "
+                         "Expected Unicode text.")
     for what, text in (("question", row.get("question")), ("context", context)):
         if not isinstance(text, str):
             names = ", ".join(row) or "nothing"
             found = f"found {str(text)[:40]!r}" if text is not None or what in row else f"there is none beside {names}"
-            raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs question and context, "
-                             "which in SQuAD's layout its paragraph has.")
+            raise InputError(f"{place}: expected text under {what!r}, {found}. A question needs "
+                             "question and context, which in SQuAD's layout its paragraph has.")
         if not text.strip():
-            raise InputError(f"{place}: the {what} is empty. Expected text; take the question out of the data.")
+            raise InputError(f"{place}: the {what} is empty. Expected text; take the question out "
+                             "of the data.")
         if re.search("[\ud800-\udfff]", text):
-            raise InputError(f"{place}: the {what} holds half a character (a lone surrogate, such as a cut-off emoji "
-                             "leaves). Expected Unicode text; take it out of the file.")
-    return {"place": place, "id": None if name is None else str(name), "question": row["question"], "context": context,
-            "answers": read_answers(row, context, place)}
+            raise InputError(f"{place}: the {what} holds half a character (a lone surrogate, such "
+                             "as a cut-off emoji leaves). Expected Unicode text; take it out of "
+                             "the file.")
+    return {"place": place, "id": None if name is None else str(name), "question": row["question"],
+            "context": context, "answers": read_answers(row, context, place)}
 
 
 def list_objects(owner, name, place):
@@ -361,12 +327,14 @@ def list_objects(owner, name, place):
     found = owner.get(name)
     if not isinstance(found, list) or not all(isinstance(part, dict) for part in found):
         raise InputError(f"{place}: expected a list of objects under {name!r}, found "
-                         f"{json.dumps(found, ensure_ascii=False)[:40]}. SQuAD has data, paragraphs, qas.")
+                         f"{json.dumps(found, ensure_ascii=False)[:40]}. SQuAD has data, "
+                         "paragraphs, qas.")
     return found
 
 
 def list_questions(entry, place):
-    """List the questions of an entry of a file, (place, row, context): those of an article, or a row that is one.
+    """List the questions of an entry of a file, (place, row, context): those of an article, or a
+    row that is one.
 
     InputError where paragraphs or qas are not lists of objects.
     """
@@ -375,20 +343,23 @@ def list_questions(entry, place):
     found = []
     for n, paragraph in enumerate(list_objects(entry, "paragraphs", place), 1):
         where = f"{place}, paragraph {n}"
-        found += [(f"{where}, question {m}", row, paragraph.get("context"))
-                  for m, row in enumerate(list_objects(paragraph, "qas", where), 1)]
+        found += [(f"{where}, question {m}", row, paragraph.get("context")) for m, row
+                  in enumerate(list_objects(paragraph, "qas", where), 1)]
     return found
 
 
 def read_entries(entries, stem, on_fault, counts=None):
-    """Read questions out of (place, entry) as list_questions takes them: yields dicts as read_question makes them.
+    """Read questions out of (place, entry), as of read_json: yields dicts as read_question makes.
 
-    A question without an id is named by stem and its number. on_fault is called with place and InputError of each
-    question that is at fault. counts: how many were read under each stem, which several files can have; counted on.
+    A question without an id is named by stem and its number. on_fault is called with place and
+    InputError of each question that is at fault. counts: how many were read under each stem, which
+    several files can have; counted on.
     """
     counts = {} if counts is None else counts
     for place, entry in entries:
         try:
+            if isinstance(entry, InputError):
+                raise entry
             questions = list_questions(entry, place)
         except InputError as fault:
             on_fault(place, fault)
@@ -400,25 +371,28 @@ def read_entries(entries, stem, on_fault, counts=None):
             except InputError as fault:
                 on_fault(where, fault)
             else:
-                yield question | {"id": f"{stem}-{counts[stem]}" if question["id"] is None else question["id"]}
+                yield question | {"id": f"{stem}-{counts[stem]}" if question["id"] is None
+                                  else question["id"]}
 
 
 def read_questions(path, on_fault, counts=None):
     """Read the questions of a file, with answers or without, as read_entries yields them.
 
-    The file is JSON in SQuAD's layout (data, paragraphs, qas), or has rows of id, question, context and answers, as a
-    list in .json or a row a line in .jsonl; all also as .gz.
+    The file is JSON in SQuAD's layout (data, paragraphs, qas), or has rows of id, question, context
+    and answers, as a list in .json or a row a line in .jsonl; all also as .gz.
     """
-    return read_entries(read_json(path, on_fault), os.path.basename(path).split(".")[0], on_fault, counts)
+    return read_entries(read_json(path), os.path.basename(path).split(".")[0], on_fault, counts)
 
 
 # ---------------------------------------------------------------- data
 
 
 def find_rows(args, on_fault):
-    """Find the questions of each split: dict of split to (list of dicts as read_question makes, name of the source).
+    """Find the questions of each split: dict of split to (list of dicts as read_question makes,
+    name of the source).
 
-    on_fault is called with place and InputError of each question that is at fault, or has the id of one before it.
+    on_fault is called with place and InputError of each question that is at fault, or has the id of
+    one before it.
 
     Raises:
         InputError: a file or the data set is not there, or has no question in it.
@@ -428,8 +402,9 @@ def find_rows(args, on_fault):
     def keep(split, rows, places, name):
         found[split] = list(drop_repeated_ids(rows, on_fault)), name
         if not found[split][0]:
-            raise InputError(f"{', '.join(places[:3])}: there is no question in it. Expected SQuAD's layout (data, "
-                             "paragraphs, qas), or rows of id, question, context and answers.")
+            raise InputError(f"{', '.join(places[:3])}: there is no question in it. Expected "
+                             "SQuAD's layout (data, paragraphs, qas), or rows of id, question, "
+                             "context and answers.")
 
     loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
     # Where there are no validation data, a part of the training data is what is evaluated on.
@@ -443,41 +418,53 @@ def find_rows(args, on_fault):
             rows = ((f"{place}, row {n}", row) for n, row in enumerate(loaded[split]))
             keep(split, read_entries(rows, split, on_fault), [place], args.dataset_name)
     files, counts = {split: getattr(args, f"{split}_file") for split in splits}, {}
-    for split, patterns in (files | {"questions": args.questions_file and [args.questions_file]}).items():
+    for split, patterns in (files | {"questions": args.questions_file
+                                     and [args.questions_file]}).items():
         if patterns:
             paths = find_files(patterns, f"--{split}_file")
-            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:] else "")
-            keep(split, (row for path in paths for row in read_questions(path, on_fault, counts)), paths, name)
+            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:]
+                                                 else "")
+            keep(split, (row for path in paths for row in read_questions(path, on_fault, counts)),
+                 paths, name)
     return found
 
 
 def drop_repeated_ids(rows, on_fault):
-    """Yield the questions but for those with the id of one before them, for which on_fault is called."""
+    """Yield the questions but for those with the id of one before them, for which on_fault is
+    called.
+    """
     places = {}
     for row in rows:
         if row["id"] in places:
-            on_fault(row["place"], InputError(f"{row['place']}: the id {row['id']} stands at {places[row['id']]} "
-                                              "already. Predictions are named by ids: give each question its own."))
+            on_fault(row["place"], InputError(f"{row['place']}: the id {row['id']} stands at "
+                                              f"{places[row['id']]} already. Predictions are named "
+                                              "by ids: give each question its own."))
         else:
             places[row["id"]] = row["place"]
             yield row
 
 
 def drop_long_questions(rows, tokenizer, max_seq_length, doc_stride, on_fault):
-    """List the questions that leave room for a context beside them; on_fault is called for the others."""
+    """List the questions that leave room for a context beside them; on_fault is called for the
+    others.
+    """
     edges = sum(map(len, special_frame(tokenizer)))
-    ids = tokenizer([row["question"].strip() for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer([row["question"].strip() for row in rows], add_special_tokens=False,
+                    verbose=False)["input_ids"]
     kept = []
     for row, question in zip(rows, ids, strict=True):
         room = max_seq_length - edges - len(question)
         said = f"{row['place']}: the question has {len(question)} tokens, of {max_seq_length} (--max_seq_length)"
         if room < 1:
-            on_fault(row["place"], InputError(f"{said}, which leaves none for its context: {row['question'][:60]!r}. "
-                                              "Give a larger --max_seq_length, or shorten it."))
-        elif room <= doc_stride and room < len(tokenizer(row["context"], add_special_tokens=False)["input_ids"]):
-            on_fault(row["place"], InputError(f"{said}, which leaves {room} for its context; --doc_stride, what two "
-                                              f"windows share, is {doc_stride}. Give --doc_stride {room // 2} or less, "
-                                              "or a larger --max_seq_length."))
+            on_fault(row["place"], InputError(f"{said}, which leaves none for its context: "
+                                              f"{row['question'][:60]!r}. Give a larger "
+                                              "--max_seq_length, or shorten it."))
+        elif room <= doc_stride and room < len(tokenizer(row["context"],
+                                                         add_special_tokens=False)["input_ids"]):
+            on_fault(row["place"], InputError(f"{said}, which leaves {room} for its context; "
+                                              "--doc_stride, what two windows share, is "
+                                              f"{doc_stride}. Give --doc_stride {room // 2} or "
+                                              "less, or a larger --max_seq_length."))
         else:
             kept.append(row)
     return kept
@@ -504,21 +491,15 @@ def prepare_rows(args, tokenizer, say):
         rows, name = found[split]
         for row in rows:
             if row["answers"] is None:
-                on_fault(row["place"], InputError(
-                    f"{row['place']}: there are no answers to {row['question'][:60]!r}. Data to train on or to "
-                    "evaluate on need them, or the empty list; --test_file may have none."))
+                on_fault(row["place"], InputError(f"{row['place']}: there are no answers to "
+                                                  f"{row['question'][:60]!r}. Data to train on or "
+                                                  "to evaluate on need them, or the empty list; "
+                                                  "--test_file may have none."))
         found[split] = [row for row in rows if row["answers"] is not None], name
-    args.do_predict = "test" in found if args.do_predict is None else args.do_predict
-    tasks = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
-    sources = {split: rows for split, rows in found.items() if split != "questions"}
-    parts = {}
-    if any(tasks.values()):
-        parts = choose_parts(sources, args.validation_split_percentage, tasks, args.load_best_model_at_end)
-    if args.load_best_model_at_end is None:
-        args.load_best_model_at_end = args.do_train and args.save_strategy == args.eval_strategy != "no"
-    if "questions" in found:
-        rows, name = found["questions"]
-        parts["questions"] = ([row | {"answers": None} for row in rows], name), ("all", 0)
+    asked, name_of_asked = found.pop("questions", ([], ""))
+    parts = choose_parts(found, args) if has_tasks(args) else {}
+    if asked:
+        parts["questions"] = ([row | {"answers": None} for row in asked], name_of_asked), ("all", 0)
     data, samples = {}, {"train": args.max_train_samples, "validation": args.max_eval_samples,
                          "test": args.max_predict_samples}
     for split, ((rows, name), part) in parts.items():
@@ -529,18 +510,19 @@ def prepare_rows(args, tokenizer, say):
             rows = [rows[n] for n in np.sort(order)]
         rows = drop_long_questions(rows, tokenizer, args.max_seq_length, args.doc_stride, on_fault)
         if not rows:
-            raise InputError(f"{name}: no question is left for {split}; {len(skipped):,} are at fault, the first "
-                             f"{skipped[0]['reason']}")
+            raise InputError(f"{name}: no question is left for {split}; {len(skipped):,} are at "
+                             f"fault, the first {skipped[0]['reason']}")
         data[split] = rows, name
     write_list(args.output_dir, "skipped_rows.jsonl", skipped, "faulty questions are left out", say)
     return data
 
 
 def take_part(rows, name, which, percent):
-    """Take "all" questions, those of the paragraphs "drawn" for evaluation, percent of them, or the "rest".
+    """Take "all" questions, those of the paragraphs "drawn" for evaluation, percent of them, or the
+    "rest".
 
-    Whole paragraphs are drawn, by number alone, so that no text of the evaluation is trained on, and every seed has the
-    same; of one paragraph, questions are drawn.
+    Whole paragraphs are drawn, by number alone, so that no text of the evaluation is trained on,
+    and every seed has the same; of one paragraph, questions are drawn.
     """
     if which == "all":
         return rows
@@ -551,29 +533,23 @@ def take_part(rows, name, which, percent):
     drawn = max(1, round(total * percent / 100))
     if drawn >= total:
         what = f"{total} paragraphs" if len(numbers) > 1 else f"{len(rows)} question{'s' * (len(rows) > 1)}"
-        raise InputError(f"{name}: {percent}% of its {what}, set apart for evaluation, leave none to train on. Give "
-                         "--validation_file, or another --validation_split_percentage (0: none).")
+        raise InputError(f"{name}: {percent}% of its {what}, set apart for evaluation, leave none "
+                         "to train on. Give --validation_file, or another "
+                         "--validation_split_percentage (0: none).")
     is_drawn = np.isin(groups, np.random.default_rng(0).permutation(total)[:drawn])
     return [row for row, taken in zip(rows, is_drawn, strict=True) if taken == (which == "drawn")]
 
 
-def write_list(output_dir, file, lines, words, say):
-    """Write what is wrong with the data to a file, a row each, and say how much; no file where nothing is."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        Path(output_dir, file).unlink(missing_ok=True)  # that of an earlier run
-        if lines:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            Path(output_dir, file).write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character
-            say(f"  Careful:  {len(lines):,} {words}; they are listed in {Path(output_dir, file)}")
-
-
 def find_version(data, wanted, kept, say):
-    """Tell whether questions may have no answer, as in SQuAD 2.0: --version_2_with_negative, or because some have none.
+    """Tell whether questions may have no answer, as in SQuAD 2.0: --version_2_with_negative, or
+    because some have none.
 
     Test data of which no question has an answer are taken for data whose answers are not known.
 
     Args:
-        data: dict of split to (questions, name). wanted: the flag. kept: a model that is only used was trained so.
+        data: dict of split to (questions, name).
+        wanted: the flag.
+        kept: a model that is only used was trained so.
     """
     rows = data.get("test", ([], ""))[0]
     if rows and not any(row["answers"] for row in rows):
@@ -581,14 +557,14 @@ def find_version(data, wanted, kept, say):
             row["answers"] = None
     unknown = sum(row["answers"] is None for row in rows)
     if unknown:
-        say(f"  Careful:  {unknown:,} of {len(rows):,} test questions have no answers in {data['test'][1]}, which are "
-            "therefore answered, and not scored")
+        say(f"  Careful:  {unknown:,} of {len(rows):,} test questions have no answers in "
+            f"{data['test'][1]}, which are therefore answered, and not scored")
     counts = {split: sum(row["answers"] == [] for row in rows) for split, (rows, _) in data.items()}
     if any(counts.values()) and not (wanted or kept):
         split = next(split for split, count in counts.items() if count)
         place = next(row["place"] for row in data[split][0] if row["answers"] == [])
-        say(f"  Careful:  {counts[split]:,} questions of the {split} data have no answer, first {place}: taken as "
-            "SQuAD 2.0, as with --version_2_with_negative")
+        say(f"  Careful:  {counts[split]:,} questions of the {split} data have no answer, first "
+            f"{place}: taken as SQuAD 2.0, as with --version_2_with_negative")
     return wanted or kept or any(counts.values())
 
 
@@ -596,26 +572,33 @@ def find_version(data, wanted, kept, say):
 
 
 def special_frame(tokenizer):
-    """Ids around a question and a context: lists of those before, between and after, as [CLS], [SEP] and [SEP]."""
+    """Ids around a question and a context: lists of those before, between and after, as [CLS],
+    [SEP] and [SEP].
+    """
     pair = tokenizer("a", "b")
     ids, parts = pair["input_ids"], pair.sequence_ids()
-    question, context = [n for n, part in enumerate(parts) if part == 0], [n for n, part in enumerate(parts) if part]
+    question, context = [n for n, part in enumerate(parts) if part
+                         == 0], [n for n, part in enumerate(parts) if part]
     return ids[: question[0]], ids[question[-1] + 1 : context[0]], ids[context[-1] + 1 :]
 
 
 def trim_offsets(text, offsets):
-    """Find the characters of tokens, whole and without white space: int32 arrays (tokens,) of the first and of the end.
+    """Find the characters of tokens, whole and without white space: int32 arrays (tokens,) of the
+    first and of the end.
 
-    Some vocabularies count the blank before a word to its first token, or have tokens of white space alone, which
-    become empty, where they end. Some lose accents and vowel signs, which belong to the character before them.
+    Some vocabularies count the blank before a word to its first token, or have tokens of white
+    space alone, which become empty, where they end. Some lose accents and vowel signs, which belong
+    to the character before them.
 
     Args:
-        text: that was tokenized. offsets: (start, end) of each token, in characters.
+        text: that was tokenized.
+        offsets: (start, end) of each token, in characters.
     """
     offsets = np.array(offsets, dtype=np.int64).reshape(-1, 2)
     solid = np.array([not character.isspace() for character in text], dtype=bool)
     mark = np.array([unicodedata.category(character)[0] == "M" for character in text], dtype=bool)
-    solid, bounds = (np.concatenate([[-1], np.flatnonzero(part), [len(text)]]) for part in (solid, ~mark))
+    solid, bounds = (np.concatenate([[-1], np.flatnonzero(part), [len(text)]]) for part
+                     in (solid, ~mark))
     starts = solid[np.searchsorted(solid, offsets[:, 0])]
     ends = solid[np.searchsorted(solid, offsets[:, 1]) - 1] + 1
     empty, ends = ends <= starts, bounds[np.searchsorted(bounds, ends)]  # the next that is no mark
@@ -623,7 +606,8 @@ def trim_offsets(text, offsets):
 
 
 def find_tokens(starts, ends, start, end):
-    """Find the tokens that hold the characters from start to end: (first, last), first > last where there are none.
+    """Find the tokens that hold the characters from start to end: (first, last), first > last where
+    there are none.
 
     starts, ends: of the tokens, as trim_offsets returns them.
     """
@@ -634,33 +618,43 @@ def align(batch, numbers, tokenizer, frame, max_seq_length, doc_stride):
     """Make windows of questions, for `Dataset.map`.
 
     Args:
-        batch: lists of `question`, `context` and `span`: first character and end of the answer, [] where there is none,
-            None where it is not known. numbers: that of each question. frame: as special_frame returns.
+        batch: lists of `question`, `context` and `span`: first character and end of the answer, []
+            where there is none, None where it is not known.
+        numbers: that of each question.
+        frame: as special_frame returns.
 
     Returns:
-        dict of lists, an entry for each window: input_ids; begin, the position of the first token of the context;
-        starts and ends, characters of the context's tokens; answer, positions of its first and last token, of [CLS]
-        where it is not whole in this window, or -100 where it is not known; span, the characters of the tokens that
-        hold the answer, [] where none do; question, its number.
+        dict of lists, an entry for each window: input_ids; begin, the position of the first token
+        of the context; starts and ends, characters of the context's tokens; answer, positions of
+        its first and last token, of [CLS] where it is not whole in this window, or -100 where it is
+        not known; span, the characters of the tokens that hold the answer, [] where none do;
+        question, its number.
     """
-    rows = {name: [] for name in ("input_ids", "begin", "starts", "ends", "answer", "span", "question")}
+    rows = {name: [] for name in ("input_ids", "begin", "starts", "ends", "answer", "span",
+                                  "question")}
     texts = list(dict.fromkeys(batch["context"]))
-    tokenized = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    contexts = {text: (np.array(ids, dtype=np.int32), *trim_offsets(text, offsets)) for text, ids, offsets in
-                zip(texts, tokenized["input_ids"], tokenized["offset_mapping"], strict=True)}
-    questions = tokenizer([text.strip() for text in batch["question"]], add_special_tokens=False, verbose=False)
-    for number, question, text, span in zip(numbers, questions["input_ids"], batch["context"], batch["span"],
-                                            strict=True):
+    tokenized = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True,
+                          verbose=False)
+    contexts = {text: (np.array(ids, dtype=np.int32), *trim_offsets(text, offsets)) for text, ids,
+                offsets in zip(texts, tokenized["input_ids"], tokenized["offset_mapping"],
+                               strict=True)}
+    questions = tokenizer([text.strip() for text in batch["question"]], add_special_tokens=False,
+                          verbose=False)
+    for number, question, text, span in zip(numbers, questions["input_ids"], batch["context"],
+                                            batch["span"], strict=True):
         ids, starts, ends = contexts[text]
         prefix = np.array([*frame[0], *question, *frame[1]], dtype=np.int32)
         room = max_seq_length - len(prefix) - len(frame[2])
         first, last = find_tokens(starts, ends, *span) if span else (0, -1)
         held = [starts[first], ends[last]] if first <= last else []
-        # The last is that behind which no more is left than it shares with the one before. One that fits is one window.
+        # The last is that behind which no more is left than it shares with the one before. One that
+        # fits is one window.
         for at in range(0, max(1, len(ids) - doc_stride), max(1, room - doc_stride)):
             here, behind = slice(at, at + room), min(at + room, len(ids))
-            position = [len(prefix) - at + n for n in (first, last)] if at <= first <= last < behind else [0, 0]
-            rows["input_ids"].append(np.concatenate([prefix, ids[here], np.array(frame[2], dtype=np.int32)]))
+            position = [len(prefix) - at + n for n
+                        in (first, last)] if at <= first <= last < behind else [0, 0]
+            rows["input_ids"].append(np.concatenate([prefix, ids[here],
+                                                     np.array(frame[2], dtype=np.int32)]))
             rows["begin"].append(len(prefix))
             rows["starts"].append(starts[here])
             rows["ends"].append(ends[here])
@@ -671,7 +665,9 @@ def align(batch, numbers, tokenizer, frame, max_seq_length, doc_stride):
 
 
 def answer_span(row):
-    """Characters of a question's first reference answer, without white space around it; [] or None where none is."""
+    """Characters of a question's first reference answer, without white space around it; [] or None
+    where none is.
+    """
     if not row["answers"]:
         return row["answers"]
     text, start = row["answers"][0]
@@ -679,19 +675,27 @@ def answer_span(row):
     return [start, start + len(text.strip())]
 
 
-def make_windows(rows, tokenizer, max_seq_length, doc_stride, num_proc=None, overwrite=False, in_memory=False):
-    """Make the windows of questions, or find them in the cache, by content: a Dataset with the columns of align.
+def make_windows(rows, tokenizer, max_seq_length, doc_stride, *, num_proc=None, overwrite=False,
+                 in_memory=False):
+    """Make the windows of questions, or find them in the cache: a Dataset as align makes them.
 
-    in_memory: nothing is written, as for what is only asked.
+    Args:
+        rows: dicts as read_question makes them.
+        num_proc: processes that tokenize, or None.
+        overwrite: do not look into the cache.
+        in_memory: nothing is written, as for what is asked.
     """
-    settings = {"frame": special_frame(tokenizer), "max_seq_length": max_seq_length, "doc_stride": doc_stride}
+    settings = {"frame": special_frame(tokenizer), "max_seq_length": max_seq_length,
+                "doc_stride": doc_stride}
     columns = {name: [row[name] for row in rows] for name in ("question", "context")}
-    columns["span"], numbers = [answer_span(row) for row in rows], datasets.List(datasets.Value("int32"))
-    made_kinds = datasets.Features({"input_ids": numbers, "begin": datasets.Value("int32"), "starts": numbers,
-                                    "ends": numbers, "answer": numbers, "span": numbers,
-                                    "question": datasets.Value("int64")})
+    columns["span"], numbers = [answer_span(row) for row
+                                in rows], datasets.List(datasets.Value("int32"))
+    made_kinds = datasets.Features({"input_ids": numbers, "begin": datasets.Value("int32"),
+                                    "starts": numbers, "ends": numbers, "answer": numbers,
+                                    "span": numbers, "question": datasets.Value("int64")})
     if in_memory:
-        return datasets.Dataset.from_dict(align(columns, range(len(rows)), tokenizer, **settings), made_kinds)
+        return datasets.Dataset.from_dict(align(columns, range(len(rows)), tokenizer, **settings),
+                                          made_kinds)
     digest, context = hashlib.sha256(f"1 {settings} {tokenizer.backend_tokenizer.to_str()}".encode()), None
     for question, text, span in zip(*columns.values(), strict=True):
         digest.update(json.dumps([question, span, None if text is context else text]).encode())
@@ -702,30 +706,42 @@ def make_windows(rows, tokenizer, max_seq_length, doc_stride, num_proc=None, ove
     if made.exists() and not overwrite:
         with suppress(pyarrow.ArrowInvalid):  # a damaged one is made anew
             return datasets.Dataset.from_file(str(made))
-    kinds = datasets.Features({name: datasets.Value("large_string") for name in ("question", "context")}
+    kinds = datasets.Features({name: datasets.Value("large_string") for name
+                               in ("question", "context")}
                               | {"span": datasets.List(datasets.Value("int32"))})
-    at_once = max(1, min(1000, int(2e6 * len(rows) / sum(map(len, columns["context"])))))  # about 2 MB of text
-    return datasets.Dataset.from_dict(columns, kinds).map(
-        align, batched=True, batch_size=at_once, with_indices=True, remove_columns=list(columns), num_proc=num_proc,
-        fn_kwargs={"tokenizer": tokenizer, **settings}, desc="Tokenizing", new_fingerprint=made.stem[-32:],
-        cache_file_name=str(made), load_from_cache_file=False, features=made_kinds)
+    # about 2 MB of text
+    at_once = max(1, min(1000, int(2e6 * len(rows) / sum(map(len, columns["context"])))))
+    with end_at_interrupt():
+        return datasets.Dataset.from_dict(columns,
+                                          kinds).map(align, batched=True, batch_size=at_once,
+                                                     with_indices=True,
+                                                     remove_columns=list(columns),
+                                                     num_proc=num_proc,
+                                                     fn_kwargs={"tokenizer": tokenizer, **settings},
+                                                     desc="Tokenizing",
+                                                     new_fingerprint=made.stem[-32:],
+                                                     cache_file_name=str(made),
+                                                     load_from_cache_file=False,
+                                                     features=made_kinds)
 
 
 def list_inexact(rows, windows):
-    """List the questions whose reference answer tokens cannot give back, or no window holds whole: dicts to be written.
+    """List the questions whose reference answer tokens cannot give back, or no window holds whole:
+    dicts to be written.
 
     An answer may begin or end inside a token, or be of characters that the tokenizer drops.
     """
     held = dict(zip(windows["question"], windows["span"], strict=True))
-    whole = {number for number, answer in zip(windows["question"], windows["answer"], strict=True) if answer[1] > 0}
+    whole = {number for number, answer in zip(windows["question"], windows["answer"], strict=True)
+             if answer[1] > 0}
     found = []
     for number, row in enumerate(rows):
         if row["answers"]:
             start, end = held[number] or (0, 0)
             given, text = row["context"][start:end], row["answers"][0][0].strip()
             if given != text or number not in whole:
-                found.append({"place": row["place"], "id": row["id"], "answer": text, "tokens_give": given,
-                              "whole_in_a_window": number in whole})
+                found.append({"place": row["place"], "id": row["id"], "answer": text,
+                              "tokens_give": given, "whole_in_a_window": number in whole})
     return found
 
 
@@ -738,31 +754,39 @@ class SpanCollator:
     """Makes batches of windows, given their numbers, padded to the longest.
 
     Args:
-        windows: Dataset as align makes them. pad_id: id of the padding. frame: as special_frame returns; a batch
-            consists of it alone where there are no windows for a process. with_types: the model tells the question from
-            the context by token types 0 and 1.
+        windows: Dataset as align makes them.
+        pad_id: id of the padding.
+        frame: as special_frame returns; a batch consists of it alone where there are no windows for
+            a process.
+        with_types: the model tells the question from the context by token types 0 and 1.
     """
 
     def __init__(self, windows, pad_id, frame, with_types):
         self.windows, self.pad_id, self.with_types = windows.select_columns(["input_ids", "begin", "answer"]), pad_id, (
             with_types)
-        self.nothing = {"input_ids": [[*frame[0], *frame[1], *frame[2]]], "begin": [len(frame[0]) + len(frame[1])],
-                        "answer": [[-100, -100]]}
+        self.nothing = {"input_ids": [[*frame[0], *frame[1], *frame[2]]],
+                        "begin": [len(frame[0]) + len(frame[1])], "answer": [[-100, -100]]}
 
     def __call__(self, numbers):
-        """Make a batch of the windows of these numbers: as of batch, and labels, positions of start and end (batch, 2).
+        """Make a batch of the windows of these numbers: as of batch, and labels, positions of start
+        and end (batch, 2).
 
-        Without numbers, as the last global batch can leave a process, it is one row in which nothing is predicted.
+        Without numbers, as the last global batch can leave a process, it is one row in which
+        nothing is predicted.
         """
         rows = self.windows[numbers] if numbers else self.nothing
         return self.batch(rows) | {"labels": torch.tensor(rows["answer"])}
 
     def batch(self, rows):
-        """Make what the model takes of rows of windows: input_ids, attention_mask, token_type_ids, (batch, seq)."""
+        """Make what the model takes of rows of windows: input_ids, attention_mask, token_type_ids,
+        (batch, seq).
+        """
         ids = [np.array(row, dtype=np.int64) for row in rows["input_ids"]]
-        batch = {"input_ids": pad(ids, self.pad_id), "attention_mask": pad([np.ones_like(row) for row in ids], 0)}
+        batch = {"input_ids": pad(ids, self.pad_id),
+                 "attention_mask": pad([np.ones_like(row) for row in ids], 0)}
         if self.with_types:
-            types = [np.arange(len(row)) >= begin for row, begin in zip(ids, rows["begin"], strict=True)]
+            types = [np.arange(len(row)) >= begin for row, begin
+                     in zip(ids, rows["begin"], strict=True)]
             batch["token_type_ids"] = pad(types, 0)
         return batch
 
@@ -771,9 +795,12 @@ class SpanCollator:
 
 
 def hide_padding(_model, _args, inputs, outputs):
-    """Take padding out of what a model may choose (a forward hook), or the loss of a window depended on its batch."""
+    """Take padding out of what a model may choose (a forward hook), or the loss of a window
+    depended on its batch.
+    """
     for name in ("start_logits", "end_logits"):
-        outputs[name] = outputs[name].float().masked_fill(inputs["attention_mask"] == 0, -torch.inf)  # (batch, seq)
+        # (batch, seq)
+        outputs[name] = outputs[name].float().masked_fill(inputs["attention_mask"] == 0, -torch.inf)
     return outputs
 
 
@@ -781,7 +808,8 @@ def span_nll(logits, targets, smoothing=0.0):
     """Sum the negative log-likelihood of positions, in nats.
 
     Args:
-        logits: (batch, seq), -inf for padding. targets: (batch,), -100 where nothing is predicted.
+        logits: (batch, seq), -inf for padding.
+        targets: (batch,), -100 where nothing is predicted.
         smoothing: share of the probability that is spread over all tokens.
     """
     scores = logits.log_softmax(dim=-1)
@@ -795,12 +823,15 @@ def span_nll(logits, targets, smoothing=0.0):
 
 @torch.no_grad()
 def score_windows(model, windows, numbers, collator, batch_size, device):
-    """Score the tokens of windows: yields, batch by batch, (their numbers, rows, logits of starts, logits of ends).
+    """Score the tokens of windows: yields, batch by batch, (their numbers, rows, logits of starts,
+    logits of ends).
 
     Logits are float32 (batch, seq), on the device.
 
     Args:
-        model: not wrapped. windows: Dataset as align makes it. numbers: int array of those to score, in this order.
+        model: not wrapped.
+        windows: Dataset as align makes it.
+        numbers: int array of those to score, in this order.
     """
     model.eval()
     for at in range(0, len(numbers), batch_size):
@@ -810,19 +841,23 @@ def score_windows(model, windows, numbers, collator, batch_size, device):
 
 
 def allowed_tokens(rows, width):
-    """Tell which tokens may begin or end an answer, those of the context that are not empty: bool (batch, width)."""
+    """Tell which tokens may begin or end an answer, those of the context that are not empty: bool
+    (batch, width).
+    """
     allowed = np.zeros((len(rows["begin"]), width), dtype=bool)
-    for row, begin, starts, ends in zip(allowed, rows["begin"], rows["starts"], rows["ends"], strict=True):
+    for row, begin, starts, ends in zip(allowed, rows["begin"], rows["starts"], rows["ends"],
+                                        strict=True):
         row[begin : begin + len(starts)] = np.array(starts) < np.array(ends)
     return allowed
 
 
 def find_highest(values, count):
-    """Find the highest values of each row: (values, places), (rows, count) each, the highest first; of equal ones those
-    that stand first. Rows with fewer than count give fewer.
+    """Find the highest values of each row: (values, places), (rows, count) each, the highest first;
+    of equal ones those that stand first. Rows with fewer than count give fewer.
     """
     best, places = values.topk(min(count + 1, values.shape[1]))
-    # topk takes whichever it likes of equal values. One more than is wanted shows whether a row has any that matter.
+    # topk takes whichever it likes of equal values. One more than is wanted shows whether a row has
+    # any that matter.
     tied = ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)).any(dim=1).nonzero()[:, 0]
     if len(tied):
         order = values[tied].sort(dim=1, descending=True, stable=True)
@@ -831,9 +866,11 @@ def find_highest(values, count):
 
 
 def keep_best(logits, allowed, count):
-    """Find the best tokens of each window: (logits float32, positions int32), (batch, count), the best first.
+    """Find the best tokens of each window: (logits float32, positions int32), (batch, count), the
+    best first.
 
-    Of equal ones, those that stand first. Where fewer are allowed, logits are -inf. Only this leaves the device.
+    Of equal ones, those that stand first. Where fewer are allowed, logits are -inf. Only this
+    leaves the device.
     """
     values, places = find_highest(logits.masked_fill(~allowed, -torch.inf), count)
     fill = count - values.shape[1]
@@ -842,23 +879,28 @@ def keep_best(logits, allowed, count):
 
 
 def predict_spans(model, windows, collator, *, n_best, batch_size, device, processes):
-    """Score all windows, and keep what answers need: (dict of arrays, summed nll, number of positions it is a sum of).
+    """Score all windows, and keep what answers need: (dict of arrays, summed nll, number of
+    positions it is a sum of).
 
-    Windows are shared out over the processes. What is kept of one is a few hundred bytes, however long it is.
+    Windows are shared out over the processes. What is kept of one is a few hundred bytes, however
+    long it is.
 
     Returns:
-        The dict has, for "start" and "end", NAME_logit (float32), NAME, positions in the window, and NAME_char, the
-        character of the context where the token starts or ends (int32), all (windows, n_best), the best first; and
-        "null", the logits of [CLS], (windows, 2). The same on all processes.
+        The dict has, for "start" and "end", NAME_logit (float32), NAME, positions in the window,
+        and NAME_char, the character of the context where the token starts or ends (int32), all
+        (windows, n_best), the best first; and "null", the logits of [CLS], (windows, 2). The same
+        on all processes.
     """
     top = {"null": np.zeros((len(windows), 2), dtype=np.float32)}
     for name in ("start", "end"):
         top[f"{name}_logit"] = np.zeros((len(windows), n_best), dtype=np.float32)
-        top |= {key: np.zeros((len(windows), n_best), dtype=np.int32) for key in (name, f"{name}_char")}
+        top |= {key: np.zeros((len(windows), n_best), dtype=np.int32) for key
+                in (name, f"{name}_char")}
     lengths = lengths_of(windows)
     mine = np.argsort(-lengths, kind="stable")[processes.rank :: processes.num_processes]
     nll, counted = [], 0
-    bar = tqdm(total=len(mine), desc="Predicting", unit=" windows", leave=False, disable=processes.rank > 0 or None)
+    bar = tqdm(total=len(mine), desc="Predicting", unit=" windows", leave=False,
+               disable=processes.rank > 0 or None)
     for numbers, rows, *logits in score_windows(model, windows, mine, collator, batch_size, device):
         width, targets = logits[0].shape[1], torch.tensor(rows["answer"], device=device)
         allowed = torch.from_numpy(allowed_tokens(rows, width)).to(device)
@@ -867,7 +909,8 @@ def predict_spans(model, windows, collator, *, n_best, batch_size, device, proce
             values, places = keep_best(logits[n], allowed, n_best)
             top[f"{name}_logit"][numbers], top[name][numbers] = values, places
             places = places - np.array(rows["begin"])[:, None]  # among the tokens of the context
-            characters = pad([np.array([*row, 0]) for row in rows[f"{name}s"]], 0).numpy()  # even of no token
+            # even of no token
+            characters = pad([np.array([*row, 0]) for row in rows[f"{name}s"]], 0).numpy()
             top[f"{name}_char"][numbers] = np.take_along_axis(
                 characters, np.clip(places, 0, characters.shape[1] - 1), axis=1)
             nll.append(span_nll(logits[n], targets[:, n]).item())
@@ -875,33 +918,37 @@ def predict_spans(model, windows, collator, *, n_best, batch_size, device, proce
         bar.update(len(numbers))
     bar.close()
     loss, counted = processes.sum(math.fsum(nll), counted)
-    processes.add(*top.values())  # each window was scored on one process
+    add_up(processes, *top.values())  # each window was scored on one process
     return top, loss, counted
 
 
 def choose_spans(top, questions, n_best, max_answer_length):
-    """Find the best spans of each question over all of its windows, as search_spans does, for many windows at once.
+    """Find the best spans of each question over all of its windows, as search_spans does, for many
+    windows at once.
 
     Args:
-        top: dict of arrays as predict_spans returns. questions: number of each window's question, ascending.
+        top: dict of arrays as predict_spans returns.
+        questions: number of each window's question, ascending.
 
     Returns:
-        dict of arrays (spans,), sorted by question, and within one from the best on: question, start and end in
-        characters of its context, start_logit, end_logit, score (their sum, float64).
+        dict of arrays (spans,), sorted by question, and within one from the best on: question,
+        start and end in characters of its context, start_logit, end_logit, score (their sum,
+        float64).
     """
     kept, wide = [], top["start"].shape[1]
     tensors = {name: torch.from_numpy(values) for name, values in top.items()}
     at_once = max(1, 400_000 // wide**2)  # (windows, starts, ends) of all windows would be too much
     for at in range(0, len(questions), at_once):
-        first, last, start_logit, end_logit = (
-            tensors[name][at : at + at_once] for name in ("start", "end", "start_logit", "end_logit"))
+        first, last, start_logit, end_logit = (tensors[name][at : at + at_once] for name
+                                               in ("start", "end", "start_logit", "end_logit"))
         further = last[:, None, :] - first[:, :, None]  # tokens
         scores = start_logit[:, :, None].double() + end_logit[:, None, :]
         scores.masked_fill_((further < 0) | (further >= max_answer_length), -torch.inf)
         kept.append([values.numpy() for values in find_highest(scores.flatten(1), n_best)])
     scores, pairs = (np.concatenate(parts) for parts in zip(*kept, strict=True))  # (windows, pairs)
     i, j = np.divmod(pairs, wide)
-    starts, ends = np.take_along_axis(top["start_char"], i, 1), np.take_along_axis(top["end_char"], j, 1)
+    starts, ends = np.take_along_axis(top["start_char"], i,
+                                      1), np.take_along_axis(top["end_char"], j, 1)
     window, rank = merge_windows(scores, starts.astype(np.int64) << 32 | ends, questions, n_best)
     i, j = i[window, rank], j[window, rank]
     return {"question": questions[window], "start": starts[window, rank], "end": ends[window, rank],
@@ -910,21 +957,27 @@ def choose_spans(top, questions, n_best, max_answer_length):
 
 
 def merge_windows(scores, spans, questions, n_best):
-    """Find the best spans of each question among those of its windows, each span once: (windows, ranks), by question.
+    """Find the best spans of each question among those of its windows, each span once: (windows,
+    ranks), by question.
 
     Args:
-        scores: of the spans of each window, the best first, -inf where there are no more, (windows, ranks). spans: a
-            number that tells each span of a question from the others, (windows, ranks). questions: as choose_spans.
+        scores: of the spans of each window, the best first, -inf where there are no more, (windows,
+            ranks).
+        spans: a number that tells each span of a question from the others, (windows, ranks).
+        questions: as choose_spans.
     """
     found, wide = [], scores.shape[1]
     begins = np.flatnonzero(np.diff(questions, prepend=-1))
     counts = np.diff(np.append(begins, len(questions)))
-    for count in np.unique(counts):  # the questions with so many windows: small sorts, row by row, are fast
+    # the questions with so many windows: small sorts, row by row, are fast
+    for count in np.unique(counts):
         windows = begins[counts == count][:, None] + np.arange(count)
         mine, numbers = (values[windows].reshape(len(windows), -1) for values in (scores, spans))
-        order = np.argsort(-mine, axis=1, kind="stable")  # of equal ones those of the first window come first
+        # of equal ones those of the first window come first
+        order = np.argsort(-mine, axis=1, kind="stable")
         numbers = np.take_along_axis(numbers, order, 1)
-        alike = np.argsort(numbers, axis=1, kind="stable")  # windows that overlap find the same spans
+        # windows that overlap find the same spans
+        alike = np.argsort(numbers, axis=1, kind="stable")
         numbers = np.take_along_axis(numbers, alike, 1)
         is_best = np.take_along_axis(mine, order, 1) > -np.inf
         np.put_along_axis(is_best, alike[:, 1:], np.take_along_axis(is_best, alike[:, 1:], 1)
@@ -938,14 +991,16 @@ def merge_windows(scores, spans, questions, n_best):
 
 
 def search_spans(windows, n_best, max_answer_length):
-    """Find the best spans of a question, one by one: dicts of start, end, start_logit, end_logit, score and window.
+    """Find the best spans of a question, one by one: dicts of start, end, start_logit, end_logit,
+    score and window.
 
-    In each window the n_best tokens with the highest scores to begin an answer are tried with the n_best to end it, and
-    the n_best pairs kept, of equal ones the first that were tried; then the best over all windows, each span once.
+    In each window the n_best tokens with the highest scores to begin an answer are tried with the
+    n_best to end it, and the n_best pairs kept, of equal ones the first that were tried; then the
+    best over all windows, each span once.
 
     Args:
-        windows: for each a list, in the order of its context's tokens, of (logit of the start, logit of the end, first
-            character, end); a token without characters is not tried.
+        windows: for each a list, in the order of its context's tokens, of (logit of the start,
+            logit of the end, first character, end); a token without characters is not tried.
     """
     found = []
     for window, tokens in enumerate(windows):
@@ -954,8 +1009,8 @@ def search_spans(windows, n_best, max_answer_length):
         lasts = sorted(allowed, key=lambda n: -tokens[n][1])[:n_best]
         pairs = [{"window": window, "start": tokens[first][2], "end": tokens[last][3],
                   "start_logit": tokens[first][0], "end_logit": tokens[last][1],
-                  "score": tokens[first][0] + tokens[last][1]}
-                 for first in firsts for last in lasts if 0 <= last - first < max_answer_length]
+                  "score": tokens[first][0] + tokens[last][1]} for first in firsts for last in lasts
+                 if 0 <= last - first < max_answer_length]
         found += sorted(pairs, key=lambda pair: -pair["score"])[:n_best]
     best = {}
     for pair in sorted(found, key=lambda pair: -pair["score"]):
@@ -964,14 +1019,18 @@ def search_spans(windows, n_best, max_answer_length):
 
 
 def rank_answers(context, spans, null):
-    """Make a question's entry for nbest_predictions.json: list of dicts of text, probability, logits, start and end.
+    """Make a question's entry for nbest_predictions.json: list of dicts of text, probability,
+    logits, start and end.
 
     Args:
-        context: its text. spans: dicts as search_spans returns. null: logits of [CLS], which stand for no answer, the
-            empty text, to be ranked among them; or None where there is always an answer.
+        context: its text.
+        spans: dicts as search_spans returns.
+        null: logits of [CLS], which stand for no answer, the empty text, to be ranked among them;
+            or None where there is always an answer.
     """
     names = ("start_logit", "end_logit", "start", "end")
-    found = [(context[span["start"] : span["end"]], *(span[name] for name in names)) for span in spans]
+    found = [(context[span["start"] : span["end"]], *(span[name] for name in names)) for span
+             in spans]
     if null is not None or not found:
         found.append(("", *(null or (0.0, 0.0)), 0, 0))
     found.sort(key=lambda entry: -(entry[1] + entry[2]))
@@ -981,13 +1040,17 @@ def rank_answers(context, spans, null):
 
 
 def normalize_answer(text):
-    """Write an answer as the official scripts compare it: lower case, no punctuation, no articles, single blanks."""
+    """Write an answer as the official scripts compare it: lower case, no punctuation, no articles,
+    single blanks.
+    """
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def token_f1(prediction, reference, version_2):
-    """F1 of the words of two answers, 0 to 1. Of an empty one, SQuAD 2.0 says 1 where both are; SQuAD 1.1 says 0."""
+    """F1 of the words of two answers, 0 to 1. Of an empty one, SQuAD 2.0 says 1 where both are;
+    SQuAD 1.1 says 0.
+    """
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(reference).split()
     if version_2 and not (predicted and expected):
         return float(predicted == expected)
@@ -996,7 +1059,9 @@ def token_f1(prediction, reference, version_2):
 
 
 class SquadScores(evaluate.Metric):
-    """Exact match and F1 by the rules of SQuAD 1.1, in percent: the best over a question's references."""
+    """Exact match and F1 by the rules of SQuAD 1.1, in percent: the best over a question's
+    references.
+    """
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -1009,13 +1074,15 @@ class SquadScores(evaluate.Metric):
         """Score texts: dict of exact_match and f1."""
         exact = [max(normalize_answer(text) == normalize_answer(answer) for answer in answers)
                  for text, answers in zip(predictions, references, strict=True)]
-        f1 = [max(token_f1(text, answer, False) for answer in answers)
-              for text, answers in zip(predictions, references, strict=True)]
+        f1 = [max(token_f1(text, answer, False) for answer in answers) for text, answers
+              in zip(predictions, references, strict=True)]
         return {"exact_match": 100 * sum(exact) / len(exact), "f1": 100 * math.fsum(f1) / len(f1)}
 
 
 class Squad2Scores(evaluate.Metric):
-    """Exact match and F1 by the rules of SQuAD 2.0, in percent, where questions may have no answer."""
+    """Exact match and F1 by the rules of SQuAD 2.0, in percent, where questions may have no
+    answer.
+    """
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -1027,24 +1094,30 @@ class Squad2Scores(evaluate.Metric):
                 "references": datasets.Sequence(datasets.Value("string"))}))
 
     def _compute(self, predictions, references, threshold=0.0):
-        """Score answers, none where no_answer exceeds the threshold: dict of exact, f1, total, the same of questions
-        with an answer (HasAns_) and without (NoAns_), and the best that another threshold would give (best_).
+        """Score answers, none where no_answer exceeds the threshold: dict of exact, f1, total, the
+        same of questions with an answer (HasAns_) and without (NoAns_), and the best that another
+        threshold would give (best_).
         """
-        texts, no_answer = [row["text"] for row in predictions], np.array([row["no_answer"] for row in predictions])
+        texts, no_answer = [row["text"] for row
+                            in predictions], np.array([row["no_answer"] for row in predictions])
         has_answer = np.array([len(answers) > 0 for answers in references])
-        # A reference that is nothing but articles and punctuation is none; a question without any has the empty one.
-        golds = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
+        # A reference that is nothing but articles and punctuation is none; a question without any
+        # has the empty one.
+        golds = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers
+                 in references]
         raw = {"exact": [max(normalize_answer(text) == normalize_answer(gold) for gold in answers)
                          for text, answers in zip(texts, golds, strict=True)],
-               "f1": [max(token_f1(text, gold, True) for gold in answers)
-                      for text, answers in zip(texts, golds, strict=True)]}
+               "f1": [max(token_f1(text, gold, True) for gold in answers) for text, answers
+                      in zip(texts, golds, strict=True)]}
         raw = {name: np.array(scores, dtype=np.float64) for name, scores in raw.items()}
-        scores = {name: np.where(no_answer > threshold, ~has_answer, values) for name, values in raw.items()}
+        scores = {name: np.where(no_answer > threshold, ~has_answer, values) for name, values
+                  in raw.items()}
         found = {}
-        for prefix, which in (("", np.ones_like(has_answer)), ("HasAns_", has_answer), ("NoAns_", ~has_answer)):
+        for prefix, which in (("", np.ones_like(has_answer)), ("HasAns_", has_answer),
+                              ("NoAns_", ~has_answer)):
             if which.any():
-                found |= {prefix + name: 100 * math.fsum(values[which]) / int(which.sum())
-                          for name, values in scores.items()} | {f"{prefix}total": int(which.sum())}
+                found |= {prefix + name: 100 * math.fsum(values[which]) / int(which.sum()) for name,
+                          values in scores.items()} | {f"{prefix}total": int(which.sum())}
         for name, values in raw.items():
             found |= dict(zip((f"best_{name}", f"best_{name}_thresh"),
                               find_threshold(values, no_answer, has_answer), strict=True))
@@ -1055,33 +1128,41 @@ def find_threshold(scores, no_answer, has_answer):
     """Find the threshold with the best mean score: (that score in percent, threshold).
 
     Args:
-        scores: of each question's answer, 0 to 1, (questions,). no_answer: what is held against the threshold; a
-            question whose own exceeds it gets no answer. has_answer: bool, (questions,).
+        scores: of each question's answer, 0 to 1, (questions,).
+        no_answer: what is held against the threshold; a question whose own exceeds it gets no
+            answer.
+        has_answer: bool, (questions,).
 
     Returns:
-        The threshold is 0 where no answer at all is best and 0 gives none, as in the official script; else that of the
-        questions, the lowest of equally good ones.
+        The threshold is 0 where no answer at all is best and 0 gives none, as in the official
+        script; else that of the questions, the lowest of equally good ones.
     """
     order = np.argsort(no_answer, kind="stable")
     gains = np.cumsum(np.where(has_answer, scores, scores - 1)[order])  # over no answer to any
-    is_last = np.append(np.diff(no_answer[order]) > 0, True)  # a threshold answers all that have equal values
+    # a threshold answers all that have equal values
+    is_last = np.append(np.diff(no_answer[order]) > 0, True)
     totals = np.where(is_last, gains, -np.inf)
     best, lowest = int(totals.argmax()), float(no_answer[order[0]])
     if totals[best] <= 0:
         return 100 * float((~has_answer).mean()), 0.0 if lowest > 0 else float(np.nextafter(lowest, -np.inf))
-    return 100 * float((~has_answer).sum() + totals[best]) / len(scores), float(no_answer[order[best]])
+    return 100 * float((~has_answer).sum()
+                       + totals[best]) / len(scores), float(no_answer[order[best]])
 
 
 class Answerer:
     """Answers the questions of a split with a model, and scores it where they have references.
 
     Args:
-        rows, windows: of the split. version_2: questions may have no answer. threshold: how much better than an answer
-            none may be. n_best, max_answer_length: as for choose_spans. how: what else predict_spans takes.
+        rows, windows: of the split. version_2: questions may have no answer.
+        threshold: how much better than an answer none may be.
+        n_best, max_answer_length: as for choose_spans.
+        how: what else predict_spans takes.
 
     Attributes:
-        ranked: function that makes the entry of a question's number for nbest_predictions.json, as of the last call.
-        texts: the answers, empty where there is none; odds: how much better none is, (questions,); as of the last call.
+        ranked: function that makes the entry of a question's number for nbest_predictions.json, as
+            of the last call.
+        texts: the answers, empty where there is none; odds: how much better none is, (questions,);
+            as of the last call.
     """
 
     def __init__(self, rows, windows, version_2, threshold, n_best, max_answer_length, **how):
@@ -1090,32 +1171,37 @@ class Answerer:
         self.questions, self.ranked, self.texts, self.odds = windows.data["question"].to_numpy(), None, None, None
 
     def __call__(self, model, prefix="eval"):
-        """Answer the questions: dict of scores with a prefix, empty where there are no references to score by."""
+        """Answer the questions: dict of scores with a prefix, empty where there are no references
+        to score by.
+        """
         n_best = min(self.n_best, int(lengths_of(self.windows).max()))
         top, loss, counted = predict_spans(model, self.windows, n_best=n_best, **self.how)
         spans = choose_spans(top, self.questions, self.n_best, self.max_answer_length)
         starts = np.searchsorted(spans["question"], np.arange(len(self.rows) + 1))
-        # No answer is as likely as in the window that has least to say for it: in all others [CLS] is right anyway.
+        # No answer is as likely as in the window that has least to say for it: in all others [CLS]
+        # is right anyway.
         sums = top["null"].astype(np.float64).sum(axis=1)
         order = np.lexsort((sums, self.questions))
-        null = top["null"][order[np.searchsorted(self.questions[order], np.arange(len(self.rows)))]].tolist()
+        null = top["null"][order[np.searchsorted(self.questions[order],
+                                                 np.arange(len(self.rows)))]].tolist()
 
         def ranked(number):
             part = slice(starts[number], starts[number + 1])
             values = {name: spans[name][part].tolist() for name in spans if name != "question"}
-            listed = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+            listed = [dict(zip(values, row, strict=True)) for row
+                      in zip(*values.values(), strict=True)]
             context = self.rows[number]["context"]
             return rank_answers(context, listed, null[number] if self.version_2 else None)
 
         found = starts[:-1] < starts[1:]
         first = np.minimum(starts[:-1], max(len(spans["question"]) - 1, 0))
-        texts = [row["context"][spans["start"][at] : spans["end"][at]] if there else ""
-                 for row, at, there in zip(self.rows, first, found, strict=True)]
-        self.odds = np.array([sum(pair) - spans["score"][at] if there else 0.0
-                              for pair, at, there in zip(null, first, found, strict=True)])
+        texts = [row["context"][spans["start"][at] : spans["end"][at]] if there else "" for row, at,
+                 there in zip(self.rows, first, found, strict=True)]
+        self.odds = np.array([sum(pair) - spans["score"][at] if there else 0.0 for pair, at, there
+                              in zip(null, first, found, strict=True)])
         self.ranked = ranked
-        self.texts = ["" if self.version_2 and odds > self.threshold else text
-                      for text, odds in zip(texts, self.odds, strict=True)]
+        self.texts = ["" if self.version_2 and odds > self.threshold else text for text, odds
+                      in zip(texts, self.odds, strict=True)]
         references = [row["answers"] and [text for text, _ in row["answers"]] for row in self.rows]
         if any(answers is None for answers in references):
             return {}
@@ -1125,18 +1211,23 @@ class Answerer:
                 references=references, threshold=self.threshold)
         else:
             scores = SquadScores(keep_in_memory=True).compute(predictions=texts, references=references)
-        return {f"{prefix}_{name}": score for name, score in {"loss": loss / max(counted, 1), **scores}.items()}
+        return {f"{prefix}_{name}": score for name, score
+                in {"loss": loss / max(counted, 1), **scores}.items()}
 
 
 def write_predictions(output_dir, answerer):
-    """Write predictions.json, nbest_predictions.json and, where questions may have no answer, null_odds.json."""
-    values = {"predictions": answerer.texts, "nbest_predictions": map(answerer.ranked, range(len(answerer.rows)))}
+    """Write predictions.json, nbest_predictions.json and, where questions may have no answer,
+    null_odds.json.
+    """
+    values = {"predictions": answerer.texts,
+              "nbest_predictions": map(answerer.ranked, range(len(answerer.rows)))}
     Path(output_dir, "null_odds.json").unlink(missing_ok=True)  # that of an earlier run
     if answerer.version_2:
         values["null_odds"] = answerer.odds.tolist()
     for name, of_questions in values.items():
         with open(Path(output_dir, f"{name}.json"), "w", encoding="utf-8", newline="\n") as file:
-            for n, (row, value) in enumerate(zip(answerer.rows, of_questions, strict=True)):  # one at a time in memory
+            # one at a time in memory
+            for n, (row, value) in enumerate(zip(answerer.rows, of_questions, strict=True)):
                 entry = json.dumps({row["id"]: value}, indent=4, ensure_ascii=False)
                 file.write(("{\n" if not n else ",\n") + entry[2:-2])
             file.write("\n}\n")
@@ -1145,16 +1236,20 @@ def write_predictions(output_dir, answerer):
 # ---------------------------------------------------------------- ask
 
 
-def ask(model, row, windows, collator, *, version_2, threshold, n_best, max_answer_length, batch_size, device):
-    """Answer one question: (text, entry as of rank_answers, odds of no answer or None, scores of the best window).
+def ask(model, row, windows, collator, *, version_2, threshold, n_best, max_answer_length,
+        batch_size, device):
+    """Answer one question: (text, entry as of rank_answers, odds of no answer or None, scores of
+    the best window).
 
-    The last is a list of (text of the token, logit of the start, logit of the end), the tokens of the context in the
-    window that holds the best span.
+    The last is a list of (text of the token, logit of the start, logit of the end), the tokens of
+    the context in the window that holds the best span.
     """
     scored, null = [], None
-    for _, rows, starts, ends in score_windows(model, windows, np.arange(len(windows)), collator, batch_size, device):
+    for _, rows, starts, ends in score_windows(model, windows, np.arange(len(windows)), collator,
+                                               batch_size, device):
         for n, begin in enumerate(rows["begin"]):
-            logits = [part[n, begin : begin + len(rows["starts"][n])].tolist() for part in (starts, ends)]
+            logits = [part[n, begin : begin + len(rows["starts"][n])].tolist() for part
+                      in (starts, ends)]
             scored.append(list(zip(*logits, rows["starts"][n], rows["ends"][n], strict=True)))
             pair = [starts[n, 0].item(), ends[n, 0].item()]
             null = pair if null is None or sum(pair) < sum(null) else null
@@ -1164,17 +1259,21 @@ def ask(model, row, windows, collator, *, version_2, threshold, n_best, max_answ
     odds = sum(null) - best["score"] if version_2 else None
     text = "" if version_2 and odds > threshold else row["context"][best["start"] : best["end"]]
     shown = scored[best["window"]] if spans else scored[0]
-    return text, ranked, odds, [(row["context"][first:last], start, end) for start, end, first, last in shown]
+    return text, ranked, odds, [(row["context"][first:last], start, end) for start, end, first, last
+                                in shown]
 
 
 def draw_scores(path, tokens, title, per_row=40):
-    """Draw the scores of tokens to begin and to end the answer, so many a row: uint8 array (height, width, 3).
+    """Draw the scores of tokens to begin and to end the answer, so many a row: uint8 array (height,
+    width, 3).
 
     Args:
-        path: where to, or a file that takes the bytes of a PNG. tokens: list of (text, logit of the start, logit of the
-            end). title: stands above.
+        path: where to, or a file that takes the bytes of a PNG.
+        tokens: list of (text, logit of the start, logit of the end).
+        title: stands above.
     """
-    rows = [tokens[at : at + per_row] for at in range(0, len(tokens), per_row)] or [[("", 0.0, 0.0)]]
+    rows = [tokens[at : at + per_row] for at in range(0, len(tokens),
+                                                      per_row)] or [[("", 0.0, 0.0)]]
     values = [value for _, *pair in tokens for value in pair if math.isfinite(value)] or [0.0]
     width, low, high = len(rows[0]), min(values), max(values)
     low -= 0.05 * (high - low) + 1e-6  # so that the lowest has a bar, too
@@ -1183,15 +1282,17 @@ def draw_scores(path, tokens, title, per_row=40):
     figure.suptitle(title, wrap=True, parse_math=False)  # a $ is a dollar
     for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         for shift, part, color, name in ((-0.2, 1, "#1f6feb", "start"), (0.2, 2, "#e8590c", "end")):
-            axes.bar(np.arange(len(row)) + shift, [token[part] - low for token in row], width=0.4, color=color,
-                     bottom=low, label=name)
-        labels = [text if len(text) <= 16 else f"{text[:15]}…" for text, _, _ in row]  # a link can be one token
+            axes.bar(np.arange(len(row)) + shift, [token[part] - low for token in row], width=0.4,
+                     color=color, bottom=low, label=name)
+        # a link can be one token
+        labels = [text if len(text) <= 16 else f"{text[:15]}…" for text, _, _ in row]
         axes.set_xticks(range(len(row)), labels, rotation=90, fontsize=9, parse_math=False)
         axes.set_xlim(-0.6, width - 0.4)
         axes.set_ylim(low, high + 0.05 * (high - low))
         axes.set_ylabel("score")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2,
+                  frameon=False)
     if isinstance(path, str | Path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     canvas.draw()
@@ -1214,7 +1315,9 @@ def send_picture(trackers, name, picture):
 
 
 def pick_shown(ranked, text, count=4):
-    """Pick what is shown of the entries that rank_answers made: that of the answer, and the next best other texts."""
+    """Pick what is shown of the entries that rank_answers made: that of the answer, and the next
+    best other texts.
+    """
     best = {}
     for entry in ranked:
         best.setdefault(entry["text"], entry)
@@ -1229,7 +1332,8 @@ def show_answer(question, text, ranked, odds, threshold, note, say):
         say(f"  {'Answer' if not n else 'Next best':<11} {entry['probability']:.3f}   "
             f"{' '.join(entry['text'].split()) or '(none)'}   {found}")
     if odds is not None:
-        say(f"  No answer   scores {odds:+.3f} against the best one, and is given above {threshold:+.3f}")
+        say(f"  No answer   scores {odds:+.3f} against the best one, and is given above "
+            f"{threshold:+.3f}")
     if note and "comes trained" not in note:
         say(f"  Careful: {note}; train it first, or this says nothing")
 
@@ -1238,15 +1342,17 @@ def show_answer(question, text, ranked, odds, threshold, note, say):
 
 
 def span_loss(outputs, labels, num_items_in_batch, smoothing=0.0):
-    """Mean of the cross entropies of start and end, in nats: this pass's sum, over the number in the whole update.
+    """Mean of the cross entropies of start and end, in nats: this pass's sum, over the number in
+    the whole update.
 
     Args:
-        outputs: of the model, with start_logits and end_logits (batch, seq). labels: positions of start and end,
-            (batch, 2), -100 where nothing is predicted.
-        num_items_in_batch: number of labels, two a window, of the whole update, over all passes and processes.
+        outputs: of the model, with start_logits and end_logits (batch, seq).
+        labels: positions of start and end, (batch, 2), -100 where nothing is predicted.
+        num_items_in_batch: number of labels, two a window, of the whole update, over all passes and
+            processes.
     """
-    total = sum(span_nll(outputs[f"{name}_logits"], labels[:, n], smoothing)
-                for n, name in enumerate(("start", "end")))
+    total = sum(span_nll(outputs[f"{name}_logits"], labels[:, n], smoothing) for n, name
+                in enumerate(("start", "end")))
     return total / num_items_in_batch.clamp(min=1)
 
 
@@ -1256,89 +1362,42 @@ def made_with(args, data, model_type, tokenizer, version_2, num_processes):
     for split in [split for split in ("train", "validation") if split in data]:
         digest = hashlib.sha256()
         for row in data[split][0]:
-            digest.update(json.dumps([row[name] for name in ("id", "question", "context", "answers")]).encode())
+            digest.update(json.dumps([row[name] for name
+                                      in ("id", "question", "context", "answers")]).encode())
         made[split] = f"{len(data[split][0]):,} questions ({digest.hexdigest()[:12]})"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
     vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-    made |= {"task": "qa", "kind of model": model_type, "SQuAD 2.0": version_2, "global batch": batch,
-             "tokenizer": f"{len(tokenizer):,} tokens ({vocabulary[:12]})"}
-    return made | {f"--{name}": getattr(args, name) for name in (
-        "seed", "learning_rate", "weight_decay", "optim", "config_overrides", "max_seq_length", "doc_stride",
-        "n_best_size", "max_answer_length", "null_score_diff_threshold", "metric_for_best_model",
-        "label_smoothing_factor")}
+    made |= {"task": "qa", "kind of model": model_type, "SQuAD 2.0": version_2,
+             "global batch": batch, "tokenizer": f"{len(tokenizer):,} tokens ({vocabulary[:12]})"}
+    return made | {f"--{name}": getattr(args, name) for name
+                   in ("seed", "learning_rate", "weight_decay", "optim", "config_overrides",
+                       "max_seq_length", "doc_stride", "n_best_size", "max_answer_length",
+                       "null_score_diff_threshold", "metric_for_best_model",
+                       "label_smoothing_factor")}
 
 
-def shown_settings(args):
-    """Settings for the model card and the trackers: those of this script, and what else was changed."""
-    names = {field.name for kind in (ModelArguments, DataArguments) for field in dataclasses.fields(kind)}
-    names |= {*QaArguments.__annotations__, "learning_rate", "num_train_epochs", "max_steps", "weight_decay", "seed",
-              "warmup_steps", "lr_scheduler_type", "gradient_accumulation_steps", "max_grad_norm", "config"}
-    changed = {field.name for field in dataclasses.fields(TrainingArguments) if field.init
-               and getattr(args, field.name) != field.default and not callable(field.default_factory)}
-    return {name: value for name, value in vars(args).items() if name in names | changed}
+def load_answerer(run, config, vocab_size):
+    """Load --model to answer questions, or a checkpoint: (model, note).
 
-
-def make_training_arguments(args, on_cpu, precision, has_scores):
-    """Make the TrainingArguments of the run. InputError for what they refuse, in their words."""
-    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(QaArguments) if field.init}
-    fields |= {"bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": on_cpu, "disable_tqdm": True,
-               "log_level": "error", "log_level_replica": "error", "gradient_checkpointing": None,
-               "report_to": "none", "push_to_hub": False, "resume_from_checkpoint": None,  # these are ours
-               "activation_checkpointing": args.activation_checkpointing or args.gradient_checkpointing,
-               "load_best_model_at_end": bool(args.load_best_model_at_end and has_scores),
-               "eval_strategy": args.eval_strategy if has_scores else "no", "do_eval": has_scores}
-    try:
-        training = QaArguments(**fields)
-    except (ValueError, ImportError, TypeError) as error:
-        raise InputError(f"{' '.join(str(error).split())}; see --help") from None
-    training._n_gpu = min(training.n_gpu, 1)  # several GPUs are for several processes, not for DataParallel
-    return training
-
-
-def load_answerer(args, checkpoint, config, vocab_size):
-    """Load --model to answer questions, or a checkpoint: (model, note), which says what of it starts at random."""
-    load = partial(load_model, AutoModelForQuestionAnswering, vocab_size=vocab_size, head="question answering head",
-                   revision=args.model_revision, trust_remote_code=args.trust_remote_code)
-    if checkpoint:
-        model, note = load(str(checkpoint), None, False)
+    The note says what of it starts at random.
+    """
+    args, kind, head = run.args, AutoModelForQuestionAnswering, "question answering head"
+    set_seed(args.seed)
+    if run.checkpoint:
+        model, note = load_model(kind, str(run.checkpoint), None, vocab_size, head,
+                                 **hub_settings(args))
     else:
         # A head for something else, which may have the same names and shapes.
         others = [name for name in config.architectures or [] if name.endswith("Classification")]
-        config, new_head = copy.deepcopy(config), config.num_labels != 2 or bool(others)
+        is_other = (config.num_labels != 2 or bool(others)) and not args.from_scratch
+        config = copy.deepcopy(config)
         config.num_labels = 2
-        model, note = load(args.model, config, args.from_scratch, new_head=new_head)
+        model, note = load_model(kind, args.model, config, vocab_size, head,
+                                 from_scratch=args.from_scratch, ignore_mismatched_sizes=is_other,
+                                 **hub_settings(args))
+        note = renew_head(model, note) if is_other else note
     model.register_forward_hook(hide_padding, with_kwargs=True)
     return model, note
-
-
-def fit(args, training, processes, tokenizer, config, windows, score, state, checkpoint, say):
-    """Train on windows: (trainer, results, note), which says what of the model started at random."""
-    set_seed(args.seed)
-    model, note = load_answerer(args, checkpoint, config, len(tokenizer))
-    say(f"Model       {checkpoint or args.model}, {model.num_parameters():,} weights; {note}")
-    note = state.setdefault("note", note)  # of the model that the run began with
-    quicken_dropout(model, training.use_cpu)
-    if training.activation_checkpointing:
-        checkpoint_gradients(model)
-    sampler = SimilarLengthSampler(lengths_of(windows), args.per_device_train_batch_size,
-                                   args.gradient_accumulation_steps, processes.num_processes, processes.rank, args.seed)
-    max_steps = args.max_steps if args.max_steps > 0 else sampler.updates_until(args.num_train_epochs)
-    say(f"Updates     {max_steps:,}, {sampler.updates_in(0):,} an epoch, with {sampler.global_batch} windows each "
-        f"(processes {processes.num_processes} x batch {sampler.batch_size} x accumulation "
-        f"{sampler.accumulation_steps}); {sampler.padding():.1%} of the tokens are padding")
-    training = copy.copy(training)
-    training.eval_on_start = score is not None and checkpoint is None
-    patience = args.early_stopping_patience
-    trainer = ExactTrainer(
-        model=model, args=training, settings=vars(args), processes=processes, sampler=sampler,
-        compute_loss_func=partial(span_loss, smoothing=args.label_smoothing_factor),
-        collator=make_collator(windows, tokenizer, config), score=score, run_state=state, stop_signal=StopSignal(),
-        tokenizer=tokenizer,
-        callbacks=[EarlyStoppingCallback(patience)] if patience else None)
-    if processes.rank == 0:
-        clear_output(args.output_dir, state["step"], args.overwrite_output_dir)
-    start_trackers(trainer.accelerator, "qa", shown_settings(args), state)
-    return trainer, run_trainer(trainer, checkpoint, say), note
 
 
 def make_collator(windows, tokenizer, config):
@@ -1347,27 +1406,23 @@ def make_collator(windows, tokenizer, config):
                         (getattr(config, "type_vocab_size", None) or 0) > 1)
 
 
-def train_or_load(args, training, processes, tokenizer, config, windows, score, state, checkpoint, say):
-    """Train, or only load: (accelerator, model, results, note)."""
-    if args.do_train:
-        trainer, results, note = fit(args, training, processes, tokenizer, config, windows, score, state, checkpoint,
-                                     say)
-        if trainer.stopped:
-            end_stopped_run(trainer.accelerator, trainer.stop_signal.number or signal.SIGTERM,
-                            trainer.state.global_step, say)
-        if score and trainer.scored_at != trainer.kept_step():
-            score(trainer.model)  # for the predictions, of the model that is kept
-        return trainer.accelerator, trainer.model, results, note
-    set_seed(args.seed)
-    model, note = load_answerer(args, None, config, len(tokenizer))
-    quicken_dropout(model, training.use_cpu)  # there is none, but what is computed is what a training computes
-    say(f"Model       {args.model}, {model.num_parameters():,} weights; {note}")
-    accelerator = Accelerator(
-        cpu=training.use_cpu, mixed_precision=training.mixed_precision, log_with=args.report_to or None,
-        project_config=ProjectConfiguration(args.output_dir, logging_dir=f"{args.output_dir}/runs"))
-    start_trackers(accelerator, "qa", shown_settings(args), state)
-    model = accelerator.prepare_model(model, evaluation_mode=True)
-    return accelerator, model, score(model) if args.do_eval and score else {}, note
+def train_or_load(run, tokenizer, config, windows, score):
+    """Train, or only load: (accelerator, model, results).
+
+    windows: to train on, or None. score: function that scores a model, or None.
+    """
+    args = run.args
+    model, note = load_answerer(run, config, len(tokenizer))
+    if not args.do_train:
+        accelerator, model = run.use(model, note)
+        return accelerator, model, score(model) if args.do_eval and score else {}
+    trainer, results = run.fit(model, note, tokenizer, lengths_of(windows), score=score,
+                               collator=make_collator(windows, tokenizer, config),
+                               compute_loss_func=partial(span_loss,
+                                                         smoothing=args.label_smoothing_factor))
+    if score and trainer.scored_at != trainer.kept_step():
+        score(trainer.model)  # for the predictions, of the model that is kept
+    return trainer.accelerator, trainer.model, results
 
 
 # ---------------------------------------------------------------- main
@@ -1377,188 +1432,210 @@ def check_run(args, data, version_2):
     """Find what cannot work once the data are known. InputError for it."""
     if args.early_stopping_patience and "validation" not in data:
         raise InputError("--early_stopping_patience needs scores: give --validation_file")
-    names = ["f1", "exact", "loss", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact", "best_f1", "best_exact"]
+    names = ["f1", "exact", "loss", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact",
+             "best_f1", "best_exact"]
     names = names if version_2 else ["f1", "exact_match", "loss"]
     if str(args.metric_for_best_model).removeprefix("eval_") not in names:
-        raise InputError(f"--metric_for_best_model {args.metric_for_best_model}: expected one of {', '.join(names)} "
-                         f"for SQuAD {'2.0' if version_2 else '1.1'}")
+        raise InputError(f"--metric_for_best_model {args.metric_for_best_model}: expected one of "
+                         f"{', '.join(names)} for SQuAD {'2.0' if version_2 else '1.1'}")
 
 
 def describe_data(data, windows, version_2, output_dir, say):
-    """Say what the data are, and what looks wrong with them; list in a file what tokens cannot give back."""
+    """Say what the data are, and what looks wrong with them; list in a file what tokens cannot give
+    back.
+    """
     inexact = []
     for split, (rows, name) in data.items():
         none = sum(row["answers"] == [] for row in rows)
-        texts, repeated = {row["context"] for row in rows}, len(rows) - len({(row["question"], row["context"])
-                                                                             for row in rows})
+        texts, repeated = {row["context"] for row
+                           in rows}, len(rows) - len({(row["question"], row["context"]) for row
+                                                      in rows})
         say(f"{split.capitalize():<11} {len(rows):,} questions" + (f", {none:,} without an answer," if none else "")
             + f" on {len(texts):,} paragraphs, {len(windows[split]):,} windows, of {name}"
             + (f"; {repeated:,} questions stand there more than once" if repeated else ""))
         inexact += list_inexact(rows, windows[split]) if split in ("train", "validation") else []
     if "train" in data or "validation" in data:
-        write_list(output_dir, "inexact_answers.jsonl", inexact, "answers begin or end inside a token, or fit in no "
-                   "window whole", say)
+        write_list(output_dir, "inexact_answers.jsonl", inexact, "answers begin or end inside a "
+                   "token, or fit in no window whole", say)
     if data:
         say(f"Scores      by the rules of SQuAD {'2.0' if version_2 else '1.1'}")
 
 
 def read_asked(args, tokenizer):
-    """Make the row of --question, as read_question does. InputError where it does not fit a window, or is no text."""
+    """Make the row of --question, as read_question does. InputError where it does not fit a window,
+    or is no text.
+    """
     text = args.context
     if args.context_file is not None:
         path, *more = find_files([args.context_file], "--context_file")
         if more:
-            raise InputError(f"--context_file {args.context_file}: {len(more) + 1} files; expected one")
+            raise InputError(f"--context_file {args.context_file}: {len(more) + 1} files; expected "
+                             "one")
         text = "\n".join(line for _, lines in read_lines(path) for line in lines)
-    row = read_question({"id": None, "question": args.question}, text, args.context_file or "--question")
+    row = read_question({"id": None, "question": args.question}, text, args.context_file
+                        or "--question")
     fault = []
-    if not drop_long_questions([row], tokenizer, args.max_seq_length, args.doc_stride, lambda _, found: fault.append(
-            found)):
+    if not drop_long_questions([row], tokenizer, args.max_seq_length, args.doc_stride, lambda _,
+                               found: fault.append(found)):
         raise fault[0]
     return row
 
 
-def answer_question(args, accelerator, model, row, windows, collator, note, say, **how):
-    """Answer --question, print it, and draw its scores."""
-    text, ranked, odds, tokens = ask(
-        model, row, windows, collator, n_best=args.n_best_size, max_answer_length=args.max_answer_length,
-        batch_size=args.per_device_eval_batch_size, device=accelerator.device, **how)
-    show_answer(args.question, text, ranked, odds, how["threshold"], "" if args.do_train else note, say)
-    if args.plot_scores and accelerator.is_main_process:
-        picture = draw_scores(args.plot_scores, tokens, f"{args.question}  –  {' '.join(text.split()) or 'no answer'}")
-        say(f"  Scores of {len(tokens)} tokens are drawn in {args.plot_scores}")
+def answer_question(run, accelerator, model, tokenizer, row, version_2, threshold):
+    """Answer --question, print it, and draw its scores. row: of read_asked. Others: as for ask."""
+    args = run.args
+    windows = make_windows([row], tokenizer, args.max_seq_length, args.doc_stride, in_memory=True)
+    text, ranked, odds, tokens = ask(model, row, windows,
+                                     make_collator(windows, tokenizer, model.config),
+                                     version_2=version_2, threshold=threshold,
+                                     n_best=args.n_best_size,
+                                     max_answer_length=args.max_answer_length,
+                                     batch_size=args.per_device_eval_batch_size, device=run.device)
+    note = "" if args.do_train else run.state["note"]
+    show_answer(args.question, text, ranked, odds, threshold, note, run.say)
+    if args.plot_scores and run.rank == 0:
+        title = f"{args.question}  –  {' '.join(text.split()) or 'no answer'}"
+        picture = draw_scores(args.plot_scores, tokens, title)
+        run.say(f"  Scores of {len(tokens)} tokens are drawn in {args.plot_scores}")
         send_picture(accelerator.trackers, "answer_scores", picture)
 
 
 def write_answers(args, answerer, say):
-    """Write the answers to --questions_file to answers.jsonl, a row each, with the three next best."""
+    """Write the answers to --questions_file to answers.jsonl, a row each, with the three next
+    best.
+    """
     lines = []
     for n, (row, text) in enumerate(zip(answerer.rows, answerer.texts, strict=True)):
         best, *others = pick_shown(answerer.ranked(n), text)
-        line = {"id": row["id"], "question": row["question"], "answer": text, "score": best["probability"],
-                "start": best["start"], "end": best["end"]}
+        line = {"id": row["id"], "question": row["question"], "answer": text,
+                "score": best["probability"], "start": best["start"], "end": best["end"]}
         if answerer.version_2:
             line |= {"no_answer_odds": float(answerer.odds[n]), "threshold": answerer.threshold}
-        line["next_best"] = [{"answer": entry["text"], "score": entry["probability"]} for entry in others]
+        line["next_best"] = [{"answer": entry["text"], "score": entry["probability"]} for entry
+                             in others]
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     path = Path(args.output_dir, "answers.jsonl")
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
     say(f"\n{len(lines):,} answers to {args.questions_file} are in {path}")
 
 
-def choose_threshold(args, config, version_2, kept, results):
-    """Choose the threshold of no answer for what is asked, and keep it with a model that was trained: a float.
+def choose_threshold(args, config, version_2, results):
+    """Choose the threshold of no answer for what is asked, and keep it with a trained model.
 
-    args: --null_score_diff_threshold wins. config: of the model. kept: what a model that is only used brings along.
+    args: --null_score_diff_threshold wins. config: of the model, which may bring one along.
     """
-    found = args.null_score_diff_threshold
-    if found is None:
-        found = (results.get("eval_best_f1_thresh") if args.do_train else kept) or 0.0
-    if args.do_train and (version_2 or getattr(config, "no_answer_threshold", None) is not None):
-        config.no_answer_threshold = found if version_2 else None
-    return found
+    kept = getattr(config, "no_answer_threshold", None)
+    threshold = args.null_score_diff_threshold
+    if threshold is None:
+        threshold = (results.get("eval_best_f1_thresh") if args.do_train else kept) or 0.0
+    if args.do_train and (version_2 or kept is not None):
+        config.no_answer_threshold = threshold if version_2 else None
+    return threshold
 
 
-def answer_at_end(args, model, answerers, threshold, results, say, is_main):
-    """Answer test data and --questions_file with the model, and write what was predicted: results with new scores."""
+def answer_at_end(run, model, answerers, threshold, results):
+    """Answer test data and --questions_file, and write what was predicted: results with new scores.
+
+    answerers: dict of split to its Answerer. threshold: of no answer, for what is asked.
+    """
+    args = run.args
     for split in [split for split in ("test", "questions") if split in answerers]:
         answerers[split].threshold = threshold
         results = results | answerers[split](model, "predict")
     written = answerers.get("test") or answerers.get("validation")
-    if is_main and written:
+    if run.rank == 0 and written:
         write_predictions(args.output_dir, written)
-    if is_main and "questions" in answerers:
-        write_answers(args, answerers["questions"], say)
+    if run.rank == 0 and "questions" in answerers:
+        write_answers(args, answerers["questions"], run.say)
     return results
 
 
-def finish(args, model, tokenizer, data, windows, results, note):
-    """Leave behind what the run has made: results; of a training run the model and its card, on the Hub if asked."""
+def leave(run, model, tokenizer, data, windows, results):
+    """Leave behind what the run has made, as Run.leave does."""
+    sizes = {}
+    for split, (rows, name) in data.items():
+        tokens = int(lengths_of(windows[split]).sum())
+        sizes[split] = f"{len(rows):,} questions, {tokens:,} tokens of {name}"
+    source = data["train"][1] if "train" in data else ""
+    task = f"trained on {source} to answer questions with a span of a text; {run.state['note']}"
+    run.leave(model, tokenizer, results, task=task, tag="question-answering", data=sizes)
+
+
+def has_tasks(args):
+    """Whether a run is to do more than to answer what it is asked."""
+    return args.do_train or args.do_eval or args.do_predict is not False
+
+
+def begin(args, config, tokenizer, say):
+    """Open the folder and read the data: (Run, dict as of prepare_rows, whether as SQuAD 2.0)."""
+    writes = has_tasks(args) or args.questions_file
+    resume = args.resume_from_checkpoint if args.do_train else None
+    output = open_output(args.output_dir if writes else None, args.do_train, resume,
+                         args.overwrite_output_dir, say)
+    data = prepare_rows(args, tokenizer, say) if writes else {}
+    kept = None if args.do_train else getattr(config, "no_answer_threshold", None)
+    version_2 = find_version(data, args.version_2_with_negative, kept is not None, say)
+    check_run(args, data, version_2)
+    has_scores = args.do_train and "validation" in data
+    run = Run("qa", QaArguments, args, has_scores, output, say, hidden=ASKING)
     if args.do_train:
-        save_model(args.output_dir, model, tokenizer)
-        sizes = {split: (len(rows), int(lengths_of(windows[split]).sum()), name)
-                 for split, (rows, name) in data.items()}
-        write_model_card(args.output_dir, args.model, f"trained on {data['train'][1]} to answer questions with a span "
-                         f"of a text; {note}.", "question-answering", sizes, results, shown_settings(args))
-    same_model = args.resume_from_checkpoint or Path(args.model).resolve() == Path(args.output_dir).resolve()
-    write_results(args.output_dir, results, same_model, args.do_train)
-    if args.push_to_hub:
-        upload(args.output_dir, args.hub_model_id)
+        made = made_with(args, data, config.model_type, tokenizer, version_2, run.num_processes)
+        check_resume(made, run, run.state, run.checkpoint)
+    return run, data, version_2
+
+
+def cut(run, rows, tokenizer):
+    """Make the windows of questions, on the first process first."""
+    args = run.args
+    with run.main_first():
+        return make_windows(rows, tokenizer, args.max_seq_length, args.doc_stride,
+                            num_proc=args.preprocessing_num_workers, overwrite=args.overwrite_cache
+                            and run.rank == 0)
+
+
+def make_answerer(run, rows, windows, tokenizer, config, version_2):
+    """Make the Answerer of questions."""
+    args = run.args
+    return Answerer(rows, windows, version_2, args.null_score_diff_threshold or 0.0,
+                    args.n_best_size, args.max_answer_length,
+                    collator=make_collator(windows, tokenizer, config),
+                    batch_size=args.per_device_eval_batch_size, device=run.device, processes=run)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    rank = int(os.environ.get("RANK", 0))
-    say = partial(print, flush=True) if rank == 0 else lambda *_: None
-    transformers.logging.set_verbosity_error()  # what it says of heads and lengths, the lines below say
-    transformers.logging.disable_progress_bar()
-    datasets.logging.set_verbosity_error()
-    if rank:
-        datasets.disable_progress_bars()
-    hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    config, tokenizer = load_config_and_tokenizer(args.model, args.tokenizer_name, args.config_overrides,
-                                                  args.max_seq_length, **hub)
+    say = start_quietly()
+    config, tokenizer = load_config_and_tokenizer(args, args.max_seq_length)
     if not tokenizer.is_fast:
-        raise InputError(f"--model {args.model}: its tokenizer does not tell where in the text a token stands. "
-                         "Expected a fast one, from a tokenizer.json; give one with --tokenizer_name.")
+        raise InputError(f"--model {args.model}: its tokenizer does not tell where in the text a "
+                         "token stands. Expected a fast one, from a tokenizer.json; give one with "
+                         "--tokenizer_name.")
     asked = read_asked(args, tokenizer) if args.question is not None else None
-    todo, data = args.do_train or args.do_eval or args.do_predict is not False, {}
-    checkpoint, state = None, {"step": 0, "run_id": os.urandom(8).hex()}
-    if todo or args.questions_file:
-        checkpoint, state = open_output(args.output_dir, args.do_train, args.resume_from_checkpoint,
-                                        args.overwrite_output_dir, say)
-        data = prepare_rows(args, tokenizer, say)
-    kept = None if args.do_train else getattr(config, "no_answer_threshold", None)
-    version_2 = find_version(data, args.version_2_with_negative, kept is not None, say)
-    check_run(args, data, version_2)
+    run, data, version_2 = begin(args, config, tokenizer, say)
     if args.do_train and version_2:
         config.no_answer_threshold = args.null_score_diff_threshold or 0.0  # in checkpoints
-    on_cpu, precision, threads = choose_device(args.mixed_precision, args.cpu_threads)
-    training = make_training_arguments(args, on_cpu, precision, args.do_train and "validation" in data)
-    processes = join_processes(training.world_size, training.process_index, training.local_process_index)
-    if args.do_train:
-        made = made_with(args, data, config.model_type, tokenizer, version_2, processes.num_processes)
-        check_resume(made, processes, state, checkpoint, args.output_dir)
-    if args.push_to_hub and args.do_train:
-        args.hub_model_id = claim_repository(args.hub_model_id, args.output_dir) if rank == 0 else None
-
-    def cut(rows):
-        return processes.main_first(partial(
-            make_windows, rows, tokenizer, args.max_seq_length, args.doc_stride, args.preprocessing_num_workers,
-            args.overwrite_cache and processes.rank == 0))
-
-    windows = {split: cut(rows) for split, (rows, _) in data.items()}
-    if asked:
-        windows["asked"] = make_windows([asked], tokenizer, args.max_seq_length, args.doc_stride, in_memory=True)
+    windows = {split: cut(run, rows, tokenizer) for split, (rows, _) in data.items()}
     describe_data(data, windows, version_2, args.output_dir, say)
-
-    def make_answerer(rows, windows):
-        return Answerer(rows, windows, version_2, args.null_score_diff_threshold or 0.0, args.n_best_size,
-                        args.max_answer_length, collator=make_collator(windows, tokenizer, config),
-                        batch_size=args.per_device_eval_batch_size, device=training.device, processes=processes)
-
-    answerers = {split: make_answerer(rows, windows[split]) for split, (rows, _) in data.items() if split != "train"}
-    say(f"Running on  {training.device.type}, {processes.num_processes} process"
-        f"{'es' * (processes.num_processes > 1)}, {threads} CPU threads each, {precision.replace('no', 'float32')}")
-    try:
-        accelerator, model, results, note = train_or_load(
-            args, training, processes, tokenizer, config, windows.get("train"), answerers.get("validation"), state,
-            checkpoint, say)
-        threshold = choose_threshold(args, model.config, version_2, kept, results)
-        results = answer_at_end(args, model, answerers, threshold, results, say, rank == 0)
-        accelerator.log({name: value for name, value in results.items() if name.startswith(("eval_", "predict_"))},
-                        step=results.get("step", 0))
-        if rank == 0 and todo:
-            finish(args, accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False), tokenizer,
-                   data, windows, results, note)
-        show_results(results, note, args.output_dir, say)
+    answerers = {}
+    for split in [split for split in data if split != "train"]:
+        rows, _ = data[split]
+        answerers[split] = make_answerer(run, rows, windows[split], tokenizer, config, version_2)
+    run.describe()
+    with explain_out_of_memory(args.max_seq_length):
+        accelerator, model, results = train_or_load(run, tokenizer, config, windows.get("train"),
+                                                    answerers.get("validation"))
+        threshold = choose_threshold(args, model.config, version_2, results)
+        results = answer_at_end(run, model, answerers, threshold, results)
+        scores = {name: value for name, value in results.items()
+                  if name.startswith(("eval_", "predict_"))}
+        accelerator.log(scores, step=results.get("step", 0))
+        if run.rank == 0 and has_tasks(args):
+            plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False,
+                                             keep_torch_compile=False)
+            leave(run, plain, tokenizer, data, windows, results)
+        show_results(results, run.state["note"], args.output_dir, say)
         if asked:
-            answer_question(args, accelerator, model, asked, windows["asked"],
-                            make_collator(windows["asked"], tokenizer, config), note, say, version_2=version_2,
-                            threshold=threshold)
-    except torch.OutOfMemoryError:
-        raise out_of_memory(*((args.per_device_train_batch_size, args.max_seq_length, args.gradient_accumulation_steps)
-                              if args.do_train else (args.per_device_eval_batch_size, args.max_seq_length))) from None
+            answer_question(run, accelerator, model, tokenizer, asked, version_2, threshold)
     accelerator.end_training()
 
 
@@ -1566,57 +1643,106 @@ def main(argv=None):
 
 
 # ==== utils/errors.py, whole (to change it, change it there; `make fix` copies it) ====
-# Mistakes of the user: one message, and exit status 2.
+# Mistakes of the user, and what else is no fault of the program: one message, and exit status
 
 class InputError(ValueError):
     """A mistake in what the user gave. Its message is all they are shown; the exit status is 2."""
 
-    only_here = False  # True where the other processes of the run know that this one has something to say
+    only_here = False  # True where the other processes know that this one has something to say
 
 
-def out_of_memory(batch_size, max_seq_length, accumulation_steps=None):
-    """Make the InputError for a GPU that is too small: batch, length, and what gives the same result in less memory.
+@contextmanager
+def blame(what, advice=""):
+    """Turn the failure of a call into a library into an InputError.
 
-    accumulation_steps: None where the run does not train.
+    It says what was asked, the failure, and what to do.
     """
-    said = f"the GPU ran out of memory at {batch_size} examples of {max_seq_length} tokens per pass."
-    if accumulation_steps is None:
-        return InputError(f"{said} The same scores in less: --per_device_eval_batch_size {max(1, batch_size // 2)}; a "
-                          "smaller --max_seq_length helps, too.")
-    parts = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), 1)  # into which the batch divides
-    same = (f" The same result in less: --per_device_train_batch_size {batch_size // parts} "
-            f"--gradient_accumulation_steps {accumulation_steps * parts}." if parts > 1 else "")
-    return InputError(f"{said}{same} --gradient_checkpointing and a smaller --max_seq_length help, too.")
+    try:
+        yield
+    except Exception as error:
+        fault = " ".join(str(error).split())[:300].rstrip(".")
+        raise InputError(f"{what}: {type(error).__name__}: {fault}. {advice}") from None
+
+
+@contextmanager
+def explain_out_of_memory(max_seq_length):
+    """Turn running out of a GPU's memory into an InputError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise InputError(f"the GPU ran out of memory at --max_seq_length {max_seq_length}. The "
+                         "same result in less: halve --per_device_train_batch_size and double "
+                         "--gradient_accumulation_steps, or give --gradient_checkpointing; for "
+                         "evaluation, halve --per_device_eval_batch_size.") from None
 
 
 def run_main(main):
-    """Call main; a mistake of the user's ends it with one message on stderr and exit status 2.
+    """Call main; a user's mistake, or a full disk, ends it with one message and status 2.
 
-    Of several processes that find the same mistake the first speaks, and the launcher ends the others meanwhile.
+    Of several processes that find the same mistake the first speaks, and the launcher ends the
+    others meanwhile.
     """
-    rank = int(os.environ.get("RANK", 0))
-    sys.stdout.reconfigure(errors="replace")  # a word that a terminal of another encoding cannot show
+    sys.stdout.reconfigure(errors="replace")  # what a terminal of another encoding cannot show
+    status, speaks = 2, int(os.environ.get("RANK", 0)) == 0
     try:
-        main()
-    except (InputError, KeyboardInterrupt) as error:
-        if rank and not getattr(error, "only_here", False):
-            time.sleep(10)
+        return main()
+    except InputError as error:
+        message, speaks = f"error: {error}", speaks or error.only_here
+    except KeyboardInterrupt:
         status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
-        if isinstance(error, InputError):
-            status, message = 2, f"error: {error}"
-        print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
-        if torch.distributed.is_initialized():  # to take it down while others wait in it can abort, and lose the status
-            sys.stdout.flush()
-            os._exit(status)
-        sys.exit(status)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        place = error.filename or "a file"
+        message, speaks = f"error: {place} cannot be written: {error.strerror}", True
+    if not speaks:
+        time.sleep(10)
+    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # With the processes connected, to take them down while others wait can abort, and lose the
+    # status.
+    (os._exit if torch.distributed.is_initialized() else sys.exit)(status)
 
 
 # ==== utils/arguments.py, whole (to change it, change it there; `make fix` copies it) ====
-# Command lines: what argparse does not do by itself.
+# Flags that all scripts have, and what argparse does not do by itself.
 
-class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message):  # argparse would print its usage, once for each process
-        raise InputError(f"{message}; see --help")
+HINTS = {  # for flags that users of other scripts type by habit
+    "--fp16": "give --mixed_precision fp16",
+    "--bf16": "give --mixed_precision bf16",
+    "--block_size": "give --max_seq_length",
+    "--whole_word_mask": "run_mlm.py and run_pretraining.py take --masking whole_word",
+    "--pad_to_max_length": "leave it out: each batch is padded to its own longest example",
+    "--evaluation_strategy": "give --eval_strategy",
+    "--group_by_length": "leave it out: the order of examples is a function of --seed",
+    "--warmup_ratio": "give --warmup_steps, below 1 a share of all updates",
+    "--cache_dir": "set the environment variable HF_HOME to that folder",
+    "--return_entity_level_metrics": "leave it out: run_ner.py writes the scores of each type into all_results.json",
+    "--task_name": "leave it out: each script has one task",
+    "--pair_unit": "run_pretraining.py makes segments, run_nsp.py pairs of sentences alone",
+    "--short_seq_prob": "run_pretraining.py makes segments, run_nsp.py pairs of sentences alone",
+}
+
+
+def number(kind, low, high=math.inf, above=False):
+    """Make a `type` for argparse: a finite number of a kind (int, float) within bounds.
+
+    From low, or above it, up to high.
+    """
+
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high or value == math.inf or (above and value == low):
+            raise argparse.ArgumentTypeError(f"is {text}; expected "
+                                             f"{'more than' if above else 'at least'} {low}"
+                                             + (f" and at most {high}" if high < math.inf else ""))
+        return value
+
+    parse.__name__ = kind.__name__  # which argparse names where the text is no number at all
+    return parse
+
+
+COUNT, AMOUNT, ABOVE_0 = number(int, 1), number(float, 0), number(float, 0, above=True)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -1624,231 +1750,438 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def read_config(path, flags):
-    """Turn a YAML file of flags into command-line arguments, which the parser then checks like any others.
+class ArgumentParser(argparse.ArgumentParser):
+    def error(self, message):  # argparse would print its usage, once for each process
+        # Of a type made by number.
+        message = message.removeprefix("argument ").replace(": is ", " is ")
+        raise InputError(f"{message}; see --help")
+
+
+def add_flags(group, *flags):
+    """Add flags to a group of a parser, each a tuple of name, type, default and help.
+
+    The type bool makes a switch (--flag, --flag true, --flag false), a list of words a choice,
+    [str] takes several.
+    """
+    for name, kind, default, words in flags:
+        how = {"type": kind}
+        if kind is bool:
+            how = {"type": string_to_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
+        elif kind == [str]:
+            how = {"nargs": "+"}
+        elif isinstance(kind, list):
+            how = {"choices": kind}
+        group.add_argument(f"--{name}", default=default, help=words, **how)
+
+
+def add_model_and_data_flags(parser, *, default_dataset, rows, examples, shortest, max_seq_length,
+                             length_help):
+    """Add the flags of model and data to a parser: the group of the data, for a script's own.
 
     Args:
-        path: YAML file, a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line: true`.
-        flags: names of the flags that may stand there, without the dashes.
-
-    Returns:
-        list of strings to stand before the arguments that the user typed, so that those win.
-
-    Raises:
-        InputError: no such file, not a YAML mapping (line named), or a key that is no flag.
+        default_dataset: name of the data set that a bare call takes.
+        rows: what is drawn for evaluation, in words: "rows".
+        examples: what a batch is made of: "blocks".
+        shortest: the least --max_seq_length.
+        max_seq_length: its default.
+        length_help: what it counts, in words.
     """
-    try:
-        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is a number.
+    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed "
+                        "beside it win")
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", "--model_name_or_path", default="bert-base-uncased",
+                       help="Hub name or folder")
+    add_flags(
+        group,
+        ("tokenizer_name", str, None, "Hub name or folder of the tokenizer (default: the model's)"),
+        ("model_revision", str, "main", "branch, tag or commit on the Hub"),
+        ("from_scratch", bool, False, "the model's config alone, with random weights"),
+        ("config_overrides", str, None, "config settings to change, as hidden_dropout_prob=0,…; "
+         "for pretrained models too"),
+        ("trust_remote_code", bool, False, "run code that comes with the model"),
+    )
+    group = parser.add_argument_group("data")
+    add_flags(
+        group,
+        ("dataset_name", str, None, f"Hub name or folder (default: {default_dataset} where no file "
+         "is given)"),
+        ("dataset_config_name", str, None, "configuration of that data set"),
+        ("train_file", [str], None, "files or globs to train on"),
+        ("validation_file", [str], None, "files or globs to evaluate on"),
+        ("test_file", [str], None, "files or globs for the predict_ scores and predictions at the "
+         "end"),
+        ("validation_split_percentage", number(float, 0, 99), 10, f"percent of the training {rows} "
+         "to evaluate on where there are no validation data, the same for every seed; 0 is none"),
+        ("max_seq_length", number(int, shortest), max_seq_length, length_help),
+        ("max_train_samples", COUNT, None, f"train on a random sample of so many {examples} "
+         "(default: all)"),
+        ("max_eval_samples", COUNT, None, "the same for evaluation (default: all)"),
+        ("max_predict_samples", COUNT, None, "the same for test data (default: all)"),
+        ("preprocessing_num_workers", COUNT, None, "processes that tokenize (default: 1)"),
+        ("overwrite_cache", bool, False, "prepare the data anew even where the cache holds them"),
+    )
+    return group
+
+
+def read_config(path):
+    """Turn a YAML file of flags into a list of command-line arguments.
+
+    They stand before those that were typed, so that those win.
+
+    Args:
+        path: a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line:
+            true`.
+    """
+    with blame(f"--config {path}: cannot be read", "Expected one `flag: value` a line."):
+        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is
+        # a number.
         settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
-        raise InputError(f"--config {path}: expected one `flag: value` a line, found {str(settings)[:40]!r}")
-    arguments = []
-    for key, value in settings.items():
-        if key not in flags:
-            raise InputError(f"--config {path}: {key!r} is not a flag of this script; see --help for those that are")
+        raise InputError(f"--config {path}: expected one `flag: value` a line, found "
+                         f"{str(settings)[:40]!r}")
+    words = []
+    for flag, value in settings.items():
         if isinstance(value, dict):
             value = ",".join(f"{name}={part}" for name, part in value.items())
-        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
-            raise InputError(f"--config {path}: {key!r} holds more than a list of values; put each one in quotes")
-        if value not in ("", "null", "~"):
-            arguments += [f"--{key}", *value] if isinstance(value, list) else [f"--{key}={value}"]
-    return arguments
+        if isinstance(value, list) and {*map(type, value)} <= {str}:
+            words += [f"--{flag}", *value]
+        elif isinstance(value, list):
+            raise InputError(f"--config {path}: {flag!r} holds more than a list of values; put "
+                             "each one in quotes")
+        elif value not in ("", "null", "~"):
+            words.append(f"--{flag}={value}")
+    return words
 
 
 def parse_with_config(parser, argv=None):
-    """Parse a command line, and before it the flags of the YAML file that --config names.
+    """Parse a command line, and before it the YAML file of --config: a Namespace.
 
     Args:
-        parser: an ArgumentParser with a flag --config.
-        argv: arguments; None takes those of the process.
-
-    Raises:
-        InputError: an argument that the parser does not know, with one like it, or a fault in the file.
+        argv: arguments; None takes those of the process. InputError: an unknown flag, or a fault in
+            the file.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    typed = sys.argv[1:] if argv is None else list(argv)
     only_config = ArgumentParser(add_help=False, allow_abbrev=False)
     only_config.add_argument("--config")
-    flags = {name[2:] for name in parser._option_string_actions} - {"config", "help"}
-    config = only_config.parse_known_args(argv)[0].config
-    args, unknown = parser.parse_known_args((read_config(config, flags) if config else []) + argv)
+    path = only_config.parse_known_args(typed)[0].config
+    args, unknown = parser.parse_known_args((read_config(path) if path else []) + typed)
     if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0], [f"--{flag}" for flag in flags], n=1)
-        parser.error(f"unknown argument {unknown[0]}" + (f" (did you mean {close[0]}?)" if close else ""))
+        flag = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(flag, parser._option_string_actions, n=1)
+        hint = HINTS.get(flag) or (f"did you mean {near[0]}?" if near else "see --help")
+        raise InputError(f"{flag} is not a flag of this "
+                         f"script{f', nor a key of {path}' if path else ''}: {hint}")
     return args
+
+
+def choose_tasks(args, parser, default_dataset, files, needs_data):
+    """Fill in what is left to the data: the default data set, and what to do.
+
+    Args:
+        files: whether files to train or to evaluate on are given.
+        needs_data: whether the run can do nothing without any.
+    """
+    if files and args.dataset_name:
+        parser.error("--dataset_name and files were given; expected one of the two")
+    if needs_data and not files:
+        args.dataset_name = args.dataset_name or default_dataset
+    trainable = bool(args.train_file or args.dataset_name)
+    if not (args.do_train or args.do_eval or args.do_predict):
+        args.do_train, args.do_predict = trainable, bool(args.test_file)
+        args.do_eval = trainable or bool(args.validation_file)
+    if args.do_train and not trainable:
+        parser.error("--do_train has nothing to train on: give --train_file or --dataset_name")
+
+
+def check_output_flags(args, parser):
+    """Find settings of the output that cannot work, and fill in those that depend on others."""
+    if args.resume_from_checkpoint and args.overwrite_output_dir:
+        parser.error("--overwrite_output_dir would remove what --resume_from_checkpoint goes on "
+                     "with; give one of them")
+    args.run_name = args.run_name or args.output_dir
+    args.report_to = sorted({*args.report_to} - {"none"})
+    for package in args.report_to:
+        if package not in ("wandb", "trackio", "tensorboard"):
+            parser.error(f"--report_to {package}: expected none, wandb, trackio or tensorboard")
+        if not importlib.util.find_spec(package):  # nothing would be logged, and nothing said
+            parser.error(f"--report_to {package}: the package is not installed; pip install "
+                         f"{package}")
+
+
+# ==== utils/writing.py, whole (to change it, change it there; `make fix` copies it) ====
+# Files that no reader, and no kill, ever meets half of.
+
+@contextmanager
+def written_aside(path):
+    """Give a path to write to, which is moved to `path` at the end, if all went well.
+
+    What was written is removed where it fails.
+    """
+    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write a value as JSON."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
 
 
 # ==== utils/reading.py, whole (to change it, change it there; `make fix` copies it) ====
 # Files of the user, and their lines and objects, each with its place.
 
 def find_files(patterns, flag):
-    """Expand paths and globs to a list of files, sorted within a glob. InputError where there is none, or a folder."""
+    """Expand paths and globs to a list of files, sorted within a glob.
+
+    InputError where there is none, or a folder.
+    """
     files = []
     for pattern in patterns:
-        found = [pattern] if os.path.exists(pattern) else [p for p in sorted(glob.glob(pattern, recursive=True))
-                                                           if not os.path.isdir(p)]
-        if not found or os.path.isdir(pattern):
-            fault = ("this is a folder, expected a file" if found else "no file matches this pattern"
-                     if glob.has_magic(pattern) else "there is no such file")
-            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, or a glob like *.txt")
-        files += found
+        matches = ([pattern] if os.path.exists(pattern)
+                   else sorted(glob.glob(pattern, recursive=True)))
+        matches = [path for path in matches if not os.path.isdir(path)]
+        if not matches:
+            fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
+                     else "there is no such file")
+            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, "
+                             "or a glob like *.txt")
+        files += matches
     return files
 
 
-def read_chunks(path):
-    """Read a UTF-8 file, also .gz, in pieces of whole lines: yields (number of the first line, from 1, and the bytes).
+def ending_of(path):
+    """The ending of a file's name that tells its kind, in lower case: .csv of data.CSV.gz."""
+    return os.path.splitext(path.lower().removesuffix(".gz"))[1]
 
-    A byte order mark is taken off. InputError names the line and the byte that is not UTF-8.
+
+def open_bytes(path):
+    """Open a file, also .gz, to read its bytes."""
+    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+
+
+def read_chunks(path):
+    """Read a UTF-8 file in pieces of whole lines: yields (number of the first, bytes).
+
+    Also .gz. Numbers count from 1. A byte order mark is taken off. InputError names the line and
+    the byte that is not UTF-8.
     """
     number = 1
     try:
-        with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
+        with open_bytes(path) as file:
             while raw := file.read(1 << 22) + file.readline():
                 raw.decode("utf-8")  # only to check it
                 yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 number += raw.count(b"\n")
     except UnicodeDecodeError as error:
-        line, byte = number + raw.count(b"\n", 0, error.start), error.start - raw.rfind(b"\n", 0, error.start)
-        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
-                         f"Convert it to UTF-8, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
+        line = number + raw.count(b"\n", 0, error.start)
+        byte = error.start - raw.rfind(b"\n", 0, error.start)
+        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) "
+                         "is not UTF-8. Convert it to UTF-8, for instance with: iconv -f latin1 "
+                         f"-t utf-8 {path} > new.txt") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
+        raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another "
+                         "kind?") from None
 
 
 def read_lines(path):
-    """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines without end)."""
+    """Read a UTF-8 file in batches of lines: yields (number of the first, from 1, lines)."""
     for number, raw in read_chunks(path):
-        yield number, [line.removesuffix("\r") for line in raw.removesuffix(b"\n").decode("utf-8").split("\n")]
+        yield (number, [line.removesuffix("\r") for line
+                        in raw.removesuffix(b"\n").decode("utf-8").split("\n")])
 
 
-def read_json(path, on_fault=None):
-    """Read .jsonl, or .json that is a list, an object with a list under `data`, or lines: yields (place, object).
+def parse_json(text, path, line=None):
+    """Parse JSON: the value, or the InputError for what is none.
 
-    InputError names line and column of what is not JSON, or what stands there instead of an object; on_fault, if given,
-    is called with place and InputError of such a row instead.
+    Args:
+        line: number of that line, where the text is one.
     """
-    rows = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
-    parsed = False
-    if path.lower().removesuffix(".gz").endswith(".json"):
-        rows = list(rows)
-        try:
-            value = json.loads("\n".join(line for _, line in rows))
-            value = value.get("data", [value]) if isinstance(value, dict) else value
-            value = value if isinstance(value, list) else [value]
-            rows, parsed = [(f"{path}, entry {n}", row) for n, row in enumerate(value, 1)], True
-        except (ValueError, RecursionError) as error:
-            if not str(error).startswith("Extra data"):  # otherwise it has one object a line, and is read as such
-                line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
-                raise InputError(f"{path}, line {line}, column {column}: not JSON: {getattr(error, 'msg', error)}. "
-                                 "Was the file cut off?") from None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line, column = line or getattr(error, "lineno", 1), getattr(error, "colno", 1)
+        return InputError(f"{path}, line {line}, column {column}: not JSON: "
+                          f"{getattr(error, 'msg', error)}. Expected one object a line, or one "
+                          f"list; found {text[:40]!r}. Was the file cut off?")
+
+
+def read_json(path):
+    """Read objects out of .jsonl and .json: yields (place, object).
+
+    A .json file is a list, an object with a list under `data`, or lines.
+
+    In place of a row that is no JSON, or no object, stands the InputError that says so.
+    """
+    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first)
+             if line.strip())
+    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines)
+    if ending_of(path) == ".json":
+        text = "\n".join(line for _, batch in read_lines(path) for line in batch)
+        whole = parse_json(text, path)
+        if not isinstance(whole, InputError):
+            whole = whole.get("data", [whole]) if isinstance(whole, dict) else whole
+            whole = whole if isinstance(whole, list) else [whole]
+            rows = ((f"{path}, entry {n}", row) for n, row in enumerate(whole, 1))
+        # Otherwise it has one object a line, and is read as such.
+        elif "not JSON: Extra data" not in str(whole):
+            raise whole
     for place, row in rows:
-        if not (parsed or row.strip()):
-            continue
-        try:
-            row = row if parsed else json.loads(row)
-        except (ValueError, RecursionError) as error:
-            column, fault = getattr(error, "colno", 1), getattr(error, "msg", error)
-            fault = InputError(f"{place}, column {column}: not JSON: {fault} in {row[:40]!r}. Expected one object a "
-                               "line.")
-        else:
-            if isinstance(row, dict):
-                yield place, row
-                continue
-            found = json.dumps(row, ensure_ascii=False)[:40]
-            fault = InputError(f"{place}: expected an object such as {{\"text\": …}}, found {found!r}")
-        if on_fault is None:
-            raise fault from None
-        on_fault(place, fault)
+        if not isinstance(row, dict | InputError):
+            shown = json.dumps(row, ensure_ascii=False)[:40]
+            row = InputError(f'{place}: expected an object such as {{"text": …}}, found {shown!r}')
+        yield place, row
 
 
 # ==== utils/splits.py, whole (to change it, change it there; `make fix` copies it) ====
 # Data sets of the Hub, and what each split of a run is made of.
 
 def load_splits(dataset_name, dataset_config_name):
-    """Load a data set of the Hub, or of a folder: dict of split to Dataset. InputError where that fails."""
-    try:
+    """Load a data set of the Hub, or of a folder: dict of split to Dataset.
+
+    InputError where that fails.
+    """
+    with blame(f"--dataset_name {dataset_name}: cannot be loaded", "Check the name and "
+               "--dataset_config_name. Without network, give --train_file with a file of your "
+               "own, or a folder that holds the data set, or bring along a cache from where there "
+               f"is network: {datasets.config.HF_DATASETS_CACHE}"):
         return datasets.load_dataset(dataset_name, dataset_config_name)
-    except Exception as error:  # whatever the Hub, a proxy, the file system or a damaged file comes up with
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"--dataset_name {dataset_name}: cannot be loaded: {fault} Check the name and "
-                         "--dataset_config_name. Without network, give --train_file with a file of your own, or a "
-                         "folder that holds the data set, or bring along a cache from where there is network: "
-                         f"{datasets.config.HF_DATASETS_CACHE}") from None
 
 
-def choose_parts(sources, percent, tasks, load_best_model_at_end):
-    """Say what each split of a run is made of: dict of split to (source, part), a part being (which, percent).
+def choose_parts(sources, args, splits=("train", "validation", "test")):
+    """Say what each split of a run is made of: dict of split to (source, part).
 
-    Where there are no validation data, so many percent of the training data are "drawn" for it, and training takes the
-    "rest"; else parts are "all".
+    A part is (which, percent). Where there are no validation data, so many percent of the training
+    data are "drawn" for it, and training takes the "rest"; else parts are "all".
 
     Args:
-        sources: as find_sources returns. percent: --validation_split_percentage.
-        tasks: dict of "train", "validation" and "test" to whether the run does what needs it.
+        sources: dict of split to where its data come from.
+        args: Namespace of the flags.
+        splits: those that the script takes from sources.
 
     Raises:
         InputError: something that the run is to do has no data.
     """
     parts = {split: (source, ("all", 0)) for split, source in sources.items()}
-    if "validation" not in sources and "train" in sources and percent:
+    percent = args.validation_split_percentage
+    if "train" in sources and "validation" not in sources and percent:
         parts["train"] = (sources["train"], ("rest", percent))
         parts["validation"] = (sources["train"], ("drawn", percent))
-    if not tasks["train"]:
+    needed = {"train": args.do_train, "test": args.do_predict, "validation": args.do_eval
+              and not args.do_train}
+    for split, is_needed in needed.items():
+        if is_needed and split in splits and split not in parts:
+            flag = {"train": "do_train", "test": "do_predict", "validation": "do_eval"}[split]
+            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a "
+                             f"split named {split}")
+    if not args.do_train:
         parts.pop("train", None)
-    if not (tasks["train"] or tasks["validation"]):
+    if not (args.do_train or args.do_eval):
         parts.pop("validation", None)
-    for flag, split in (("do_train", "train"), ("do_predict", "test"), ("do_eval", "validation")):
-        if tasks[split] and split not in parts and not (tasks["train"] and split == "validation"):
-            raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a split named {split}")
     if not parts:
-        raise InputError("there are no data to prepare: give --train_file, --validation_file or --dataset_name")
-    if load_best_model_at_end and "validation" not in parts:
-        raise InputError("--load_best_model_at_end has nothing to tell the best by: give --validation_file")
+        raise InputError("there are no data to prepare: give --train_file, --validation_file or "
+                         "--dataset_name")
+    if args.load_best_model_at_end and "validation" not in parts:
+        raise InputError("--load_best_model_at_end has nothing to tell the best by: give "
+                         "--validation_file")
     return parts
 
 
 # ==== utils/models.py, whole (to change it, change it there; `make fix` copies it) ====
 # Models and tokenizers: loading them, and what they can take.
 
-def load_pretrained(load, flag, name, **settings):
-    """Call a `from_pretrained`. What cannot be loaded is an InputError that says what to do."""
-    try:
-        return load(name, **settings)
-    except Exception as error:  # a wrong name, no network, a damaged file, sizes that do not fit: the user's to mend
-        advice = ("Expected a folder of config.json, tokenizer.json and model.safetensors; check the path."
-                  if os.path.isdir(name) or name.startswith((".", "/", "~")) else
-                  "It is no folder, so it was looked up on the Hub: check the spelling. Without network, load it where "
-                  f"there is one (hf download {name} --local-dir DIR) and give that folder.")
-        raise InputError(f"{flag} {name}: cannot be loaded: {' '.join(str(error).split())[:300]} {advice}") from None
+ADVICE = ("Expected a name on the Hub, or a folder of config.json, tokenizer.json and "
+          "model.safetensors: check the spelling. Without network, load it where there is one (hf "
+          "download NAME --local-dir DIR) and give that folder.")
 
 
-def load_config_and_tokenizer(model, tokenizer_name, config_overrides, max_seq_length, **hub):
-    """Load what is needed to prepare data: (config, tokenizer). InputError where they do not fit the task."""
-    config = load_pretrained(AutoConfig.from_pretrained, "--model", model, **hub)
-    try:
-        if config_overrides:
-            config.update_from_string(config_overrides)
-    except (ValueError, IndexError, TypeError) as error:
-        raise InputError(f"--config_overrides {config_overrides}: {error}. Expected KEY=VALUE,KEY=VALUE with keys "
-                         "of the model's config.json") from None
-    flag, name = ("--tokenizer_name", tokenizer_name) if tokenizer_name else ("--model", model)
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, flag, name, **hub)
-    if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:  # what transformers makes where there is none
-        raise InputError(f"{flag} {name}: there is no tokenizer in it, or one without words. Save the tokenizer beside "
-                         "the model, or give --tokenizer_name.")
-    for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id),
-                        ("[CLS]", edge_ids(tokenizer)[0]), ("[SEP]", edge_ids(tokenizer)[1])):
-        if token is None:
-            raise InputError(f"{flag} {name}: its tokenizer has no {kind} token. Take a model that was made for masked "
-                             "language modelling, such as bert-base-uncased.")
-    if tokenizer.is_fast:  # what a tokenizer.json says of lengths is for other uses, and would change with each use
+def hub_settings(args):
+    """What each from_pretrained is told of the Hub. args: Namespace of the flags."""
+    return {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+
+
+def load_config_and_tokenizer(args, max_seq_length):
+    """Load what is needed to prepare data: (config, tokenizer).
+
+    InputError where they do not fit the task.
+
+    Args:
+        args: Namespace of the flags.
+        max_seq_length: tokens that the model has to take, 0 where it does not matter.
+    """
+    name = args.tokenizer_name or args.model
+    flag = f"--tokenizer_name {name}" if args.tokenizer_name else f"--model {name}"
+    with blame(f"--model {args.model}: cannot be loaded", ADVICE):
+        config = AutoConfig.from_pretrained(args.model, **hub_settings(args))
+    with blame(f"--config_overrides {args.config_overrides}", "Expected KEY=VALUE,KEY=VALUE with "
+               "keys of config.json."):
+        if args.config_overrides:
+            config.update_from_string(args.config_overrides)
+    with blame(f"{flag}: cannot be loaded", ADVICE):
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub_settings(args))
+    # What transformers makes where there is none.
+    if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:
+        raise InputError(f"{flag}: there is no tokenizer in it, or one without words. Save the "
+                         "tokenizer beside the model, or give --tokenizer_name.")
+    ids = [*edge_ids(tokenizer), tokenizer.mask_token_id, tokenizer.pad_token_id]
+    if None in ids:
+        kind = ("[CLS]", "[SEP]", "mask", "padding")[ids.index(None)]
+        raise InputError(f"{flag}: its tokenizer has no {kind} token. Take a model that was made "
+                         "for masked language modelling, such as bert-base-uncased.")
+    # What a tokenizer.json says of lengths is for other uses, and would change with each use.
+    if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     longest = longest_input(config, tokenizer)
     if max_seq_length > longest:
-        raise InputError(f"--max_seq_length is {max_seq_length}; {model} takes at most {longest}. Give that or less.")
+        raise InputError(f"--max_seq_length is {max_seq_length}; {args.model} takes at most "
+                         f"{longest}. Give that or less.")
     return config, tokenizer
+
+
+def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **settings):
+    """Load a model in float32: (model, note), which says what of it starts at random.
+
+    Args:
+        kind: class to load it with, such as AutoModelForMaskedLM.
+        name: Hub name or folder.
+        config: its config or None.
+        vocab_size: of the tokenizer, to which smaller embeddings grow.
+        head: words for the head, as "masked-language-modelling head".
+        from_scratch: random weights.
+        settings: as of hub_settings, and what else from_pretrained takes.
+    """
+    with blame(f"--model {name}: cannot be loaded", ADVICE):
+        if from_scratch:
+            model = kind.from_config(config, dtype=torch.float32,
+                                     trust_remote_code=settings["trust_remote_code"])
+            note = "all of it starts at random"
+        else:
+            model, info = kind.from_pretrained(name, config=config, dtype=torch.float32,
+                                               output_loading_info=True, **settings)
+            missing = ", ".join(sorted({key.rpartition(".")[0] for key in info["missing_keys"]}))
+            note = f"its {head} comes trained"
+            note = (f"these parts start at random, as it has no weights for them: {missing}"
+                    if missing else note)
+    size = model.get_input_embeddings().num_embeddings
+    if vocab_size > size:
+        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
+        model.resize_token_embeddings(vocab_size)
+    return model, note
+
+
+def checkpoint_gradients(model):
+    """Let a model forget most of what backward needs, and compute it again.
+
+    InputError where its kind cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} "
+                         "has none")
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def edge_ids(tokenizer):
@@ -1858,87 +2191,147 @@ def edge_ids(tokenizer):
 
 
 def longest_input(config, tokenizer):
-    """Count the tokens, special ones included, that a model can take; infinity where it has no limit."""
-    longest = min(getattr(config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
-    offset = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod")
-    if "roberta" in config.model_type or config.model_type in offset:  # their positions begin behind the padding id
+    """Count the tokens, special ones too, that a model takes; infinity for no limit."""
+    longest = min(getattr(config, "max_position_embeddings", None) or math.inf,
+                  tokenizer.model_max_length)
+    offset = "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod"
+    # Their positions begin behind the padding id.
+    if "roberta" in config.model_type or config.model_type in offset:
         longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
     return longest
 
 
-def load_model(kind, name, config, from_scratch, vocab_size, head, *, revision, trust_remote_code, new_head=False):
-    """Load a model in float32, whatever it was stored in: (model, note), which says what of it starts at random.
+# ==== utils/devices.py, whole (to change it, change it there; `make fix` copies it) ====
+# Devices, precision, threads, and what the processes of a run tell each other.
 
-    Args:
-        kind: class to load it with, such as AutoModelForMaskedLM. name: Hub name or folder. config: its config or None.
-        from_scratch: random weights. vocab_size: of the tokenizer, to which smaller embeddings grow.
-        head: words for the head, as "masked-language-modelling head". new_head: the weights that the model has for it
-            are for other labels: leave it at random.
+def pick_precision(wanted, launcher, device_type):
+    """Choose "bf16", "fp16" or "no" (float32).
+
+    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the
+    hardware: bfloat16 where the device (its type: "cpu", "cuda" …) computes it natively. Emulated,
+    it is slower than float32.
     """
-    if from_scratch:
-        build = partial(kind.from_config, config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-        model, note = load_pretrained(lambda _: build(), "--model", name), "all of it starts at random"
-    else:
-        model, info = load_pretrained(kind.from_pretrained, "--model", name, config=config, dtype=torch.float32,
-                                      output_loading_info=True, revision=revision, trust_remote_code=trust_remote_code,
-                                      ignore_mismatched_sizes=new_head)
-        missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
-        note = (f"these parts start at random, as it has no weights for them: {', '.join(missing)}" if missing
-                else f"its {head} comes trained")
-    if new_head and not from_scratch:
-        parts = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
-                 and not name.startswith(model.base_model_prefix) and module.out_features == config.num_labels}
-        for part in parts.values():  # of the same shape as the weights of other labels
-            torch.nn.init.normal_(part.weight, std=getattr(config, "initializer_range", 0.02))
-            if part.bias is not None:
-                torch.nn.init.zeros_(part.bias)
-        note = f"these parts start at random, as its own are for other labels: {', '.join(parts)}"
-    size = model.get_input_embeddings().num_embeddings
-    if vocab_size > size:
-        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
-        model.resize_token_embeddings(vocab_size)
-    return model, note
+    if wanted != "auto":
+        return wanted
+    if launcher in ("bf16", "fp16"):
+        return launcher
+    native = False
+    if device_type == "cpu":
+        native = any(torch.cpu.get_capabilities().get(name) for name
+                     in ("amx_bf16", "avx512_bf16", "bf16"))
+    elif device_type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "no"
 
 
-def checkpoint_gradients(model):
-    """Let a model forget most of what backward needs, and compute it again. InputError where its kind cannot."""
-    if not model.supports_gradient_checkpointing:
-        raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} has none")
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+def set_cpu_threads(wanted, local_processes):
+    """Set torch's threads: `wanted`, or physical cores / processes of this machine.
+
+    Returns their number.
+
+    `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
+    torch.set_num_threads(wanted or max(1, cores // local_processes))
+    return torch.get_num_threads()
 
 
-# ==== utils/dropout.py, whole (to change it, change it there; `make fix` copies it) ====
-# Dropout that is quick on a CPU.
+def keep_freed_memory():
+    """Have the C library keep what is freed for the next update.
 
-class QuickDropout(torch.nn.Dropout):
-    """Dropout that takes four decisions out of each random number: on a CPU, to draw them takes a tenth of an update.
+    To give it back and fetch it anew costs a tenth of it.
 
-    The share that is dropped is a multiple of 1/65536. On other devices it is what it is in torch.
+    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
+
+
+def choose_device(mixed_precision, cpu_threads):
+    """Choose what to run on, and set torch's threads: (whether on the CPU, precision, threads).
+
+    Raises:
+        InputError: the launcher asks for what these scripts do not support, or for fp16 on a CPU.
+    """
+    switched_on = {name for name in ("FSDP", "DEEPSPEED", "CPU")
+                   if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes")}
+    if switched_on - {"CPU"}:
+        raise InputError(f"accelerate is set to {' and '.join(switched_on - {'CPU'})}, which this "
+                         "script does not support: encoders of this size train fastest with plain "
+                         "data parallelism, accelerate launch --multi_gpu")
+    on_cpu = "CPU" in switched_on or not torch.accelerator.is_available()
+    device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
+    precision = pick_precision(mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+                               device_type)
+    if precision == "fp16" and on_cpu:
+        raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
+    if on_cpu:
+        keep_freed_memory()
+    return (on_cpu, precision, set_cpu_threads(cpu_threads,
+                                               int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+class Processes:
+    """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
+
+    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes
+    is given up.
+
+    Raises:
+        InputError: the launcher started more processes than train together.
     """
 
-    def forward(self, inputs):
-        level = round(self.p * 65536)
-        if not self.training or inputs.device.type != "cpu" or not 0 < level < 65536:
-            return super().forward(inputs)
-        numbers = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = numbers.view(torch.int16)[: inputs.numel()].view(inputs.shape) >= level - 32768
-        return inputs * kept.to(inputs.dtype).mul_(65536 / (65536 - level))
+    def __init__(self, num_processes, rank, local_rank):
+        self.num_processes, self.rank, self.local_rank = num_processes, rank, local_rank
+        self.group = None
+        started = int(os.environ.get("WORLD_SIZE", num_processes))
+        if started != num_processes:
+            raise InputError(f"{started} processes were started, but each would train alone. On a "
+                             "CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+                             "--num_processes N run_….py …")
+        if num_processes > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
+    def sum(self, *values):
+        """Add up numbers over all processes, in float64: a list of as many floats."""
+        totals = torch.tensor(values, dtype=torch.float64)
+        if self.group is not None:
+            torch.distributed.all_reduce(totals, group=self.group)
+        return totals.tolist()
 
-def quicken_dropout(model, on_cpu):
-    """Have all modules of a model that drop out do so by QuickDropout, and its attention take the way that suits it."""
-    if on_cpu:  # with dropout, torch's fused attention falls back to what the plain one does, and more
-        model.set_attn_implementation("eager")
-    for module in model.modules():
-        if type(module) is torch.nn.Dropout:
-            module.__class__ = QuickDropout
+    @contextmanager
+    def main_first(self):
+        """Let the first process go first, then the first of each machine, then the others.
+
+        What one caches, the next find.
+
+        Where one raises InputError inside, it says why, and all end.
+        """
+        failure, turn = None, 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
+        for now in range(3):
+            if now == turn:
+                try:
+                    yield
+                except InputError as error:
+                    failure = error
+                    failure.only_here = True
+            failures = self.sum(failure is not None)[0]
+            if failure:
+                raise failure
+            if failures:
+                # The launcher ends all as soon as one is gone: let the other speak first.
+                time.sleep(10)
+                sys.exit(2)
 
 
 # ==== utils/batches.py, whole (to change it, change it there; `make fix` copies it) ====
 # Which examples a batch holds, and how rows of different length stand in it.
 
 def pad(rows, value):
-    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
+    """Put int64 arrays (length,) under each other, filled up with value: (batch, longest)."""
     padded = np.full((len(rows), max(map(len, rows))), value)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
@@ -1946,32 +2339,35 @@ def pad(rows, value):
 
 
 class GlobalBatchSampler(Sampler):
-    """Micro-batches of one process, such that update k sees the same examples on any number of processes.
+    """Micro-batches of one process, the same per update for any number of processes.
 
-    An epoch's order is `default_rng((seed, epoch)).permutation(n)`, cut into global batches of batch_size x
-    accumulation_steps x num_processes examples; the last may be smaller, and no example stands twice. Set `epoch`
-    before each pass, and `first_update` where a resume goes on within it: nothing before it is read.
+    An epoch's order is `default_rng((seed, epoch)).permutation(n)`, cut into global batches of
+    batch_size x accumulation_steps x num_processes examples; the last may be smaller, and no
+    example stands twice. Set `epoch` before each pass, and `first_update` where a resume goes on
+    within it: nothing before it is read.
 
     Args:
         n: number of examples, or a function that gives it for each epoch, from 0.
-        batch_size: examples per process and pass. accumulation_steps: passes per update.
+        batch_size: examples per process and pass.
+        accumulation_steps: passes per update.
         num_processes, rank: how many processes train together, and which this is.
         seed: seed of the run, at least 0.
     """
 
     def __init__(self, n, batch_size, accumulation_steps, num_processes, rank, seed):
-        self.n, self.batch_size, self.accumulation_steps = n, batch_size, accumulation_steps
-        self.num_processes, self.rank, self.seed, self.epoch, self.first_update = num_processes, rank, seed, 0, 0
+        self.n, self.seed = n, seed
+        self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
+        self.num_processes, self.rank = num_processes, rank
+        self.epoch = self.first_update = 0
         self.global_batch = batch_size * accumulation_steps * num_processes
 
     def __iter__(self):
-        n, size, order = self.examples_in(self.epoch), self.global_batch, self.order()
-        for start in range(self.first_update * size, n - size + 1, size):
-            for i in range(self.accumulation_steps):
-                at = start + (i * self.num_processes + self.rank) * self.batch_size
-                yield order[at : at + self.batch_size].tolist()
-        if n % size and self.first_update <= n // size:  # the rest, split evenly; a piece may be empty
-            pieces = np.array_split(order[n - n % size :], self.accumulation_steps * self.num_processes)
+        order, size = self.order(), self.global_batch
+        for start in range(self.first_update * size, len(order), size):
+            # Even pieces of the update, which follow each other over the processes; of the last
+            # one, some may be empty.
+            pieces = np.array_split(order[start : start + size], self.accumulation_steps
+                                    * self.num_processes)
             yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
 
     def __len__(self):
@@ -1979,26 +2375,30 @@ class GlobalBatchSampler(Sampler):
 
     def order(self):
         """Draw the order of the examples of the epoch: int64, (examples,)."""
-        # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0 in epoch 1.
-        return np.random.default_rng((self.seed, self.epoch)).permutation(self.examples_in(self.epoch))
+        # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0
+        # in epoch 1.
+        return np.random.default_rng((self.seed,
+                                      self.epoch)).permutation(self.examples_in(self.epoch))
 
     def examples_in(self, epoch):
         return self.n(epoch) if callable(self.n) else self.n
 
     def updates_in(self, epoch):
-        return -(-self.examples_in(epoch) // self.global_batch)
+        return math.ceil(self.examples_in(epoch) / self.global_batch)
 
     def updates_until(self, epochs):
         """Count the updates of so many epochs, which may be a fraction."""
         whole = int(epochs)
-        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0  # 0.1 x 50 is 5
+        # 0.1 x 50 is 5
+        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0
         return sum(map(self.updates_in, range(whole))) + math.ceil(rest)
 
     def place(self, update):
         """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
         epoch = 0
-        while update and update >= (updates := self.updates_in(epoch)):
-            epoch, update = epoch + 1, update - updates
+        while update and update >= self.updates_in(epoch):
+            update -= self.updates_in(epoch)
+            epoch += 1
         return epoch, update
 
     def epochs_until(self, update):
@@ -2016,17 +2416,19 @@ class GlobalBatchSampler(Sampler):
 # Batches of similar length.
 
 class SimilarLengthSampler(GlobalBatchSampler):
-    """A GlobalBatchSampler that puts examples of similar length into a global batch, so that little of it is padding.
+    """A GlobalBatchSampler that puts examples of similar length together, to pad little.
 
-    The order of the epoch is cut into pools. The examples of a pool are sorted by length and cut into global batches,
-    which then come in random order. Within one, examples are sorted by length too, so those of a micro-batch are close.
+    The order of the epoch is cut into pools. The examples of a pool are sorted by length and cut
+    into global batches, which then come in random order. Within one, examples are sorted by length
+    too, so those of a micro-batch are close.
 
     Args:
         lengths: tokens of each example, int array of shape (examples,).
         pool: global batches that are sorted together. Fewer mix lengths more, and pad more.
     """
 
-    def __init__(self, lengths, batch_size, accumulation_steps, num_processes, rank, seed, pool=50):
+    def __init__(self, lengths, batch_size, accumulation_steps, num_processes, rank, seed, *,
+                 pool=50):
         super().__init__(len(lengths), batch_size, accumulation_steps, num_processes, rank, seed)
         self.lengths, self.pool = np.asarray(lengths), pool
 
@@ -2034,16 +2436,18 @@ class SimilarLengthSampler(GlobalBatchSampler):
         order, size = super().order(), self.global_batch
         whole = self.n - self.n % size  # the rest, a smaller batch, stays at the end
         step = self.pool * size
-        pools = [order[at : min(at + step, whole)] for at in range(0, whole, step)] + [order[whole:]]
-        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in pools])
+        pools = [order[at : min(at + step, whole)] for at in range(0, whole, step)]
+        pools.append(order[whole:])
+        pools = [part[np.argsort(self.lengths[part], kind="stable")] for part in pools]
+        order = np.concatenate(pools)
         shuffled = np.random.default_rng((self.seed, self.epoch, 1)).permutation(whole // size)
         return np.concatenate([order[:whole].reshape(-1, size)[shuffled].ravel(), order[whole:]])
 
     def padding(self):
         """Share of padding among the tokens of the epoch, from 0 to 1, on all processes."""
-        pieces, full = self.accumulation_steps * self.num_processes, self.n - self.n % self.global_batch
-        order = self.order()
-        batches = [*order[:full].reshape(-1, self.batch_size), *np.array_split(order[full:], pieces)]
+        order, whole = self.order(), self.n - self.n % self.global_batch
+        rest = np.array_split(order[whole:], self.accumulation_steps * self.num_processes)
+        batches = [*order[:whole].reshape(-1, self.batch_size), *rest]
         padded = sum(int(self.lengths[batch].max()) * len(batch) for batch in batches if len(batch))
         return 1 - int(self.lengths.sum()) / padded
 
@@ -2051,59 +2455,43 @@ class SimilarLengthSampler(GlobalBatchSampler):
 # ==== utils/checkpoints.py, whole (to change it, change it there; `make fix` copies it) ====
 # Checkpoints that count only when they are whole.
 
-def write_json(path, value):
-    """Write a JSON file so that a reader, or a kill, never meets half of it."""
-    aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
-    aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def write_manifest(folder):
-    """Write manifest.json into a checkpoint: size in bytes and SHA-256 of each file. Written last."""
-    files = {}
+def hash_folder(folder):
+    """SHA-256 of each file of a checkpoint but manifest.json: dict by name."""
+    digests = {}
     for path in sorted(Path(folder).iterdir()):
-        with open(path, "rb") as file:
-            files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    Path(folder, "manifest.json").write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+        if path.name != "manifest.json":
+            with open(path, "rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def checkpoint_fault(folder):
     """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
-        files = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))["files"]
-        files = {name: (expected["size"], expected["sha256"]) for name, expected in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json is missing or damaged ({error})"
-    for name, expected in files.items():
-        try:
-            with open(Path(folder, name), "rb") as file:
-                found = (os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError as error:
-            return f"{name} is missing or cannot be read ({error.strerror})"
-        if found[0] != expected[0]:
-            return f"{name} has {found[0]:,} bytes instead of {expected[0]:,}"
-        if found != expected:
-            return f"{name} is not what was written (its SHA-256 differs)"
-    return None
+        expected = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
+        found = hash_folder(folder)
+        wrong = [name for name in expected if found.get(name) != expected[name]]
+        if not expected:
+            raise ValueError("it names no file")
+    except (OSError, ValueError, TypeError) as error:
+        return f"manifest.json, or a file beside it, is missing or damaged ({error})"
+    return f"{', '.join(wrong)} is missing, or not what was written" if wrong else None
+
+
+def step_of(folder):
+    """Number of updates of a checkpoint, by the name of its folder; None where that is none."""
+    name = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(name[1]) if name else None
 
 
 def list_checkpoints(output_dir):
-    """List the folders named checkpoint-N in output_dir, oldest first, whether they are whole or not."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-def remove_folder(folder):
-    """Remove a folder, if it is there, so that a kill halfway leaves nothing under its name."""
-    aside = folder.with_name(f"tmp-old-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    """List the folders named checkpoint-N in output_dir, oldest first, whole or not."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if step_of(path) is not None]
+    return sorted(folders, key=step_of)
 
 
 def save_checkpoint(output_dir, step, write, limit, keep=None):
-    """Save checkpoint-{step}: write aside, add the manifest, rename, and only then let older ones go.
+    """Save checkpoint-{step}: aside, with its manifest, then renamed; then old ones go.
 
     Args:
         output_dir: folder of the run.
@@ -2112,249 +2500,148 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
         limit: how many checkpoints stay, at least 1.
         keep: name of one that stays whatever its age, such as the best, and counts; None for none.
     """
-    folder, aside = Path(output_dir, f"checkpoint-{step}"), Path(output_dir, f"tmp-checkpoint-{step}")
+    folder = Path(output_dir, f"checkpoint-{step}")
+    aside = Path(output_dir, f"tmp-checkpoint-{step}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write(aside)
-    write_manifest(aside)
-    remove_folder(folder)  # a damaged one of this name stands in the way of the rename
+    Path(aside, "manifest.json").write_text(json.dumps(hash_folder(aside), indent=1),
+                                            encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)  # a damaged one of this name, which is in the way
     os.replace(aside, folder)
-    old = [path for path in list_checkpoints(output_dir)  # those without a manifest are not of this kind
-           if path != folder and path.name != keep and (path / "manifest.json").exists()]
-    kept = limit - 1 - (keep not in (None, folder.name) and Path(output_dir, keep).exists())
-    for path in old[: max(0, len(old) - max(0, kept))]:
-        remove_folder(path)
+    ours = [path for path in list_checkpoints(output_dir) if (path / "manifest.json").exists()]
+    for path in [*ours]:  # oldest first
+        if path.name not in (keep, folder.name) and len(ours) > limit:
+            aside = path.with_name(f"tmp-{path.name}")  # so that a kill leaves no half of it
+            os.replace(path, aside)
+            shutil.rmtree(aside)
+            ours.remove(path)
 
 
 # ==== utils/output.py, whole (to change it, change it there; `make fix` copies it) ====
 # The folder of a run: what may lie there, and what a run goes on from.
 
 def open_output(output_dir, training, resume, overwrite, say):
-    """Make the output folder, or refuse one in use; find the checkpoint to go on from: (folder or None, state).
+    """Make the output folder, and find the checkpoint to go on from: (folder, state).
 
     Args:
-        output_dir: folder of the run. training: the run trains, and does not only evaluate.
-        resume: "latest", a folder, or None. overwrite: replace what lies there. say: called with lines for the user.
+        output_dir: folder of the run; None where it leaves nothing behind.
+        training: it does not only evaluate.
+        resume: "latest", a folder, or None.
+        overwrite: replace what lies there.
+        say: called with lines for the user.
+
+    Returns:
+        state is a dict: `step`, the updates done; `totals`, sums and counts of losses since the
+        start, and `logged`, those at the last line of the log; the `initial`, `latest` and `best`
+        scores; and what else a resume takes up.
 
     Raises:
-        InputError: the folder is in use or cannot be made, or the checkpoint is not whole.
+        InputError: the folder is in use or cannot be written, or the checkpoint is not whole.
     """
-    if not output_dir:
+    state = {"step": 0, "totals": None, "logged": None, "initial": {}, "latest": {}, "best": {},
+             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex(),
+             "scheduler": {}, "scaler": None}
+    if output_dir is None:
+        return None, state
+    if not output_dir:  # as of a variable of the shell that is not set
         raise InputError("--output_dir is empty; name a folder")
     output_dir, checkpoint = Path(output_dir), None
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
     except OSError as error:
-        raise InputError(f"--output_dir {output_dir}: cannot be made, or is a file: {error.strerror}. Name another "
-                         "folder.") from None
-    if training and resume == "latest":
-        for folder in reversed(list_checkpoints(output_dir)):
-            fault = checkpoint_fault(folder)
-            if fault is None:
-                checkpoint = folder
-                break
-            say(f"Warning     {folder} is passed over: {fault}")
-        else:
-            say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
-    elif training and resume:
-        checkpoint = Path(resume)
-        fault = checkpoint_fault(checkpoint)
-        if fault:
-            raise InputError(f"--resume_from_checkpoint {checkpoint}: not a whole checkpoint: {fault}. Give another, "
-                             "or latest.")
-    used = [output_dir / "model.safetensors"]
-    if resume != "latest":  # which passes over damaged checkpoints, and may replace them
-        used = [*list_checkpoints(output_dir), *used]
+        raise InputError(f"--output_dir {output_dir}: cannot be written, or is a file: "
+                         f"{error.strerror}. Name another folder.") from None
+    folders = list_checkpoints(output_dir)
+    for folder in reversed(folders) if resume == "latest" else [Path(resume)] if resume else ():
+        fault = checkpoint_fault(folder)
+        if fault is None:
+            checkpoint = folder
+            break
+        say(f"Warning     {folder} is passed over: {fault}")
+    if resume and not checkpoint and resume != "latest":
+        raise InputError(f"--resume_from_checkpoint {resume}: not a whole checkpoint: {fault}. "
+                         "Give another, or latest.")
+    if resume and not checkpoint:
+        say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
+        folders = []  # those that are damaged may be replaced
     goes_on = overwrite or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
-    for path in used if training and not goes_on else ():
-        if path.exists():
-            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on with that run, give "
-                             "--resume_from_checkpoint latest; to replace it, --overwrite_output_dir; or name another "
-                             "folder.")
-    if not checkpoint:
-        return None, {"step": 0, "window": None, "train": None, "latest": None, "best": None, "initial": {},
-                      "fills": {}, "run_id": os.urandom(8).hex()}
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if state["best"] and not Path(output_dir, f"checkpoint-{state['best']['step']}").exists():
-        state["best"] = None  # it lies in another folder, from which this run goes on
+    for path in [*folders, output_dir / "model.safetensors"]:
+        if training and path.exists() and not goes_on:
+            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on "
+                             "with that run, give --resume_from_checkpoint latest; to replace it, "
+                             "--overwrite_output_dir; or name another folder.")
+    if checkpoint:
+        state |= json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        if state["best"] and not (output_dir / f"checkpoint-{state['best']['step']}").exists():
+            state["best"] = {}  # it lies in another folder, from which this run goes on
     return checkpoint, state
 
 
-def check_resume(made_with, processes, state, checkpoint, output_dir):
-    """Hold a checkpoint against the run that is to go on from it, or note in its state what the run is made with.
+def check_resume(made_with, processes, state, checkpoint):
+    """Hold a checkpoint against the run that goes on from it, or note what it is made with.
 
     Args:
-        made_with: dict of name to value of all that a resume would silently ignore or mix if it changed.
+        made_with: dict of name to value of all that a resume would silently ignore or mix if it
+            changed.
     """
     for name, value in made_with.items() if checkpoint else ():
-        if state["made_with"].get(name) != value:
-            before = state["made_with"].get(name)
-            batch = (f" Give --per_device_train_batch_size and --gradient_accumulation_steps that make {before} with "
-                     f"{processes.num_processes} processes." if name == "global batch" else "")
-            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on with the text, "
-                             "settings and global batch (processes x batch size x accumulation steps) that it began "
-                             f"with.{batch}")
+        before = state["made_with"].get(name)
+        if before != value:
+            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on "
+                             "with the text, settings and global batch (processes x "
+                             "--per_device_train_batch_size x --gradient_accumulation_steps, now "
+                             f"with {processes.num_processes} processes) that it began with.")
     state["made_with"] = made_with
     if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
-        raise InputError(f"the processes found different checkpoints in {output_dir}. Expected a folder that all "
+        raise InputError("the processes found different checkpoints. Expected a folder that all "
                          "machines see; put --output_dir on a shared disk.")
 
 
 def cut_log(path, step):
-    """Cut a log.jsonl back to the lines up to an update, when a run goes on from there; a missing file is fine."""
+    """Cut a log.jsonl back to the lines up to an update; a missing file is fine."""
+    lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
     kept = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines(True) if os.path.exists(path) else ():
-        # A kill can leave the last line half written, without its end.
-        found = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
-        if found and int(found[1]) <= step:
+    for line in lines:  # a kill can leave the last one half written, without its end
+        entry = re.fullmatch(r'\{"step": (\d+)(, .*)?\}\n', line)
+        if entry and int(entry[1]) <= step:
             kept.append(line)
-    Path(f"{path}.tmp").write_text("".join(kept), encoding="utf-8")
-    os.replace(f"{path}.tmp", path)
+    with written_aside(path) as aside:
+        aside.write_text("".join(kept), encoding="utf-8")
 
 
 def clear_output(output_dir, step, overwrite):
-    """Clear the output folder of what the run replaces: later checkpoints, halves, the log from this update on."""
+    """Clear the folder of later checkpoints, halves, and the log from this update on."""
     output_dir = Path(output_dir)
-    replaced = [folder for folder in list_checkpoints(output_dir) if int(folder.name.split("-")[1]) > step]
-    left = [*output_dir.glob("tmp-checkpoint-*"), *output_dir.glob("tmp-old-*"), output_dir / "tmp-model"]
-    for folder in left + (replaced if overwrite or step else []):
-        remove_folder(folder)  # later than what is resumed, or left by a run that was killed while it saved
+    later = [folder for folder in list_checkpoints(output_dir) if step_of(folder) > step
+             and (overwrite or step)]
+    # A killed run leaves halves.
+    for folder in [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model", *later]:
+        shutil.rmtree(folder, ignore_errors=True)
     for name in ("model.safetensors", "all_results.json") if overwrite else ():
         (output_dir / name).unlink(missing_ok=True)
-    cut_log(output_dir / "log.jsonl", step if step else -1)
-
-
-# ==== utils/devices.py, whole (to change it, change it there; `make fix` copies it) ====
-# Devices, precision, threads, and what the processes of a run tell each other.
-
-def pick_precision(wanted, launcher, device_type):
-    """Choose "bf16", "fp16" or "no" (float32).
-
-    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
-    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
-    """
-    if wanted != "auto":
-        return wanted
-    if launcher in ("bf16", "fp16"):
-        return launcher
-    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
-              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-              "xpu": torch.xpu.is_bf16_supported}
-    return "bf16" if native.get(device_type, bool)() else "no"
-
-
-def set_cpu_threads(wanted, local_processes):
-    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
-
-    `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = min(torch.cpu.get_capabilities().get("num_physical_cores", allowed), allowed)
-    torch.set_num_threads(wanted or max(1, cores // local_processes))
-    return torch.get_num_threads()
-
-
-def keep_freed_memory():
-    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
-
-    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
-    """
-    try:
-        library = ctypes.CDLL(None)
-        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
-    except (OSError, AttributeError, TypeError):
-        pass
-
-
-def choose_device(mixed_precision, cpu_threads):
-    """Choose what to run on, and set torch's threads: (whether on the CPU, precision, threads).
-
-    Raises:
-        InputError: the launcher asks for what these scripts do not support, or for fp16 on a CPU.
-    """
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
-            raise InputError(f"accelerate is set to {name}, which this script does not support: encoders of this size "
-                             "train fastest with plain data parallelism, accelerate launch --multi_gpu")
-    on_cpu = (not torch.accelerator.is_available()
-              or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"))
-    device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
-    precision = pick_precision(mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), device_type)
-    if precision == "fp16" and on_cpu:
-        raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
-    threads = set_cpu_threads(cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    if on_cpu:
-        keep_freed_memory()
-    return on_cpu, precision, threads
-
-
-class Processes:
-    """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
-
-    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
-    """
-
-    def __init__(self, num_processes, rank, local_rank):
-        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
-        if num_processes > 1:
-            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-
-    def sum(self, *values):
-        """Add up numbers over all processes, in float64: a list of as many floats."""
-        totals = torch.tensor(values, dtype=torch.float64)
-        if self.group is not None:
-            torch.distributed.all_reduce(totals, group=self.group)
-        return totals.tolist()
-
-    def add(self, *arrays):
-        """Add up arrays of numbers over all processes, each in its place."""
-        for numbers in arrays if self.group is not None else ():
-            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
-
-    def main_first(self, function):
-        """Call function on the first process, then on the first of each machine, then on the others.
-
-        What one has cached, the next find. Where it raises InputError, that process says why and all end.
-        """
-        result = failure = None
-        for turn in range(3):
-            if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
-                try:
-                    result = function()
-                except InputError as error:
-                    failure = error
-                    failure.only_here = True
-            failures = self.sum(failure is not None)[0]
-            if failure:
-                raise failure
-            if failures:
-                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
-                sys.exit(2)
-        return result
-
-
-def join_processes(num_processes, rank, local_rank):
-    """Make the Processes of a run. InputError where the launcher started more than train together."""
-    if int(os.environ.get("WORLD_SIZE", 1)) != num_processes:
-        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
-                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
-    return Processes(num_processes, rank, local_rank)
+    cut_log(output_dir / "log.jsonl", step or -1)
 
 
 # ==== utils/signals.py, whole (to change it, change it there; `make fix` copies it) ====
-# SIGTERM and Ctrl-C.
+# SIGTERM and Ctrl-C: the update is finished and saved, and then the run ends.
 
 class StopSignal:
-    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save. A second Ctrl-C ends at once."""
+    """Notes SIGTERM or Ctrl-C in `number`, for the loop to finish its update and save.
+
+    A second Ctrl-C ends at once.
+    """
 
     def __enter__(self):
         self.number, self.since = 0, 0.0
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {number: signal.signal(number, self.note) for number
+                       in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def note(self, number, _frame):
-        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not a second one.
+        # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not
+        # a second one.
         if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
             raise KeyboardInterrupt
         self.number, self.since = self.number or number, self.since or time.monotonic()
@@ -2364,148 +2651,279 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def ignore_interrupts(_worker):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which still needs the data of its update
+def ignore_interrupts(_worker=None):
+    # Ctrl-C is for the loop, which still needs the data of its update
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def end_at_interrupt():
+    """Let Ctrl-C end the run at once, with the data workers of a library, which would hang or
+    talk.
+    """
+    main = os.getpid()
+
+    def end(_number, _frame):
+        if os.getpid() == main:
+            for worker in multiprocess.active_children():
+                worker.kill()
+            print("\nStopped by Ctrl-C; what was saved stays as it is", file=sys.stderr, flush=True)
+            os._exit(128 + signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def end_stopped_run(accelerator, number, step, say):
-    """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on. Status: 128 + number."""
-    say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, give the same "
-        "command with --resume_from_checkpoint latest")
+    """End a run that a signal has stopped, whose checkpoint is saved, and say how to go on.
+
+    Status: 128 + number.
+
+    Args:
+        number: of the signal; 0 where another process noted it.
+    """
+    number = number or signal.SIGTERM
+    say(f"Stopped by {signal.Signals(number).name} after update {step}, which is saved. To go on, "
+        "give the same command with --resume_from_checkpoint latest")
     accelerator.end_training()
     sys.exit(128 + number)
 
 
 # ==== utils/results.py, whole (to change it, change it there; `make fix` copies it) ====
-# What a run leaves behind: trackers, results, model and card.
+# What a run leaves behind: model and tokenizer, results, a model card, and what trackers and the
 
-def start_trackers(accelerator, project, settings, state):
-    """Start the trackers of --report_to; where a run is resumed, go on with its own. settings: dict of all flags."""
-    shown = {k: value if isinstance(value, int | float | str) else str(value) for k, value in settings.items()}
-    name = settings["run_name"]
-    try:
-        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown, {
-            "wandb": {"name": name, "id": state["run_id"], "resume": "allow", "dir": settings["output_dir"]},
-            "trackio": {"name": name, "resume": "allow" if state["step"] else "never"},
-            "tensorboard": {"purge_step": state["step"] + (state["step"] > 0)}})  # hides what stood there from here on
-    except Exception as error:  # no account, no network, a server that refuses
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"--report_to {' '.join(settings['report_to'])}: cannot start: {fault}. For wandb, 'wandb "
-                         "login' or WANDB_MODE=offline.") from None
+OURS = "<!-- Written by the run that trained this model. -->"
+
+
+def start_trackers(accelerator, project, settings, run_id, step):
+    """Start the trackers of --report_to; where a run is resumed, go on with its own.
+
+    Args:
+        settings: dict of all flags.
+        run_id: the same after a resume.
+        step: updates done.
+    """
+    name, folder = settings["run_name"], settings["output_dir"]
+    shown = {flag: value if isinstance(value, int | float) else f"{value}" for flag, value
+             in settings.items()}
+    accelerator.project_configuration.logging_dir = f"{folder}/runs"
+    with blame(f"--report_to {' '.join(settings['report_to'])}: cannot start", "For wandb, 'wandb "
+               "login' or WANDB_MODE=offline."):
+        # Hides what stood there from here on.
+        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown,
+                                  {"wandb": {"name": name, "id": run_id, "resume": "allow",
+                                             "dir": folder},
+                                   "trackio": {"name": name, "resume": "allow" if step
+                                               else "never"},
+                                   "tensorboard": {"purge_step": step + (step > 0)}})
 
 
 def claim_repository(hub_model_id, output_dir):
-    """Make the repository that the model is to be pushed to: its full name. Before the training, in case it fails."""
-    try:
-        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name, exist_ok=True).repo_id
-    except Exception as error:  # no account, no network, a name that is not allowed
-        raise InputError(f"--push_to_hub: cannot start: {' '.join(str(error).split())[:200]}. Log in with 'hf auth "
-                         "login', and give --hub_model_id NAME/MODEL.") from None
+    """Make the repository that the model is to be pushed to: its full name.
 
-
-def score_rows(results):
-    """List (name, before, after) of the scores, as text."""
-    names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
-    values = [[results.get(f"initial_{name}"), results.get(name)] for name in names]
-    return [(name, *("-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
-                     for value in pair)) for name, pair in zip(names, values, strict=True)]
-
-
-def write_model_card(output_dir, base, task, tag, data, results, settings, tables=()):
-    """Write README.md: what the model was made of, and its scores before and after.
-
-    Args:
-        base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
-        tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
-        settings: dict of all flags. tables: more lines to stand below the scores.
+    Before the training, in case it fails.
     """
-    named = [] if os.path.exists(base) else [f"base_model: {base}"]
-    sizes = [f"| {split} | {examples:,} | {tokens:,} | {html.escape(name).replace('|', '&#124;')} |"
-             for split, (examples, tokens, name) in data.items()]
-    scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
-    chosen = {name: value for name, value in sorted(settings.items())
-              if not (value is None or value is False or value == [])}  # a 0 is a setting
-    lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
-             f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
-             "| data | examples | tokens | source |", "| --- | ---: | ---: | --- |", *sizes, "",
-             "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
-             "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
-             *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
-    Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def save_model(output_dir, model, tokenizer):
-    """Leave model and tokenizer in the output folder, file by file, so that a kill leaves no half of one."""
-    aside = Path(output_dir, "tmp-model")
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in aside.iterdir():
-        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
-        os.replace(path, Path(output_dir, path.name))
-    aside.rmdir()
-
-
-def write_results(output_dir, results, same_model, trained):
-    """Write all_results.json, beside the scores that stand there already if they are of the same model."""
-    path = Path(output_dir, "all_results.json")
-    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    # What was scored before the training may have been other data than these.
-    if not trained and any(name.startswith("eval_") for name in results):
-        older = {name: value for name, value in older.items() if not name.startswith("initial_")}
-    write_json(path, older | results)
+    with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
+               "--hub_model_id NAME/MODEL."):
+        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name,
+                                           exist_ok=True).repo_id
 
 
 def upload(output_dir, repository):
     """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
-    try:
-        print("Uploaded to", huggingface_hub.upload_folder(
-            repo_id=repository, folder_path=output_dir, ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
-    except Exception as error:  # network, rights, quota
-        raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {output_dir}; "
-                         f"upload it with: hf upload NAME/MODEL {output_dir}") from None
+    with blame("--push_to_hub", f"The model is safe in {output_dir}; upload it with: hf upload "
+               f"NAME/MODEL {output_dir}"):
+        print("Uploaded to",
+              huggingface_hub.upload_folder(repo_id=repository, folder_path=output_dir,
+                                            ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
+
+
+def save_model(output_dir, model, tokenizer):
+    """Leave model and tokenizer in the output folder, none of their files by half."""
+    aside = Path(output_dir, "tmp-model")
+    with blame(f"--output_dir {output_dir}: the model cannot be saved", "The last checkpoint is "
+               "whole."):
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+    for path in aside.iterdir():
+        path.chmod(0o644)  # safetensors lets the owner alone read its files
+        os.replace(path, Path(output_dir, path.name))
+    aside.rmdir()
+
+
+def write_results(output_dir, results, same_model):
+    """Write all_results.json, beside what stands there already if that is of the same model."""
+    path = Path(output_dir, "all_results.json")
+    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
+    write_json(path, older | results)
+
+
+def score_rows(results):
+    """List (name, before, after) of the scores, as text."""
+    scores = {name: [results.get(f"initial_{name}", "-"), value] for name, value in results.items()
+              if name.startswith(("eval_", "perplexity", "predict_"))}
+    return [(name, *(f"{value:,.4f}" if isinstance(value, float) else f"{value}" for value
+                     in values)) for name, values in scores.items()]
+
+
+def write_model_card(output_dir, base, task, *, tag, data, results, settings, tables=()):
+    """Write README.md: what the model was made of, and its scores.
+
+    MODEL_CARD.md beside a README.md of the user's.
+
+    Args:
+        base: Hub name or folder of the model it began with.
+        task: what was done with it, and what of it started at random, in words.
+        tag: the Hub's name of the task, or None.
+        data: dict of split to what it is, in words.
+        settings: dict of all flags.
+        tables: more lines to stand below the scores.
+    """
+    path = Path(output_dir, "README.md")
+    if path.exists() and OURS not in path.read_text(encoding="utf-8", errors="replace"):
+        path = path.with_name("MODEL_CARD.md")
+    head = huggingface_hub.ModelCardData(library_name="transformers", pipeline_tag=tag,
+                                         base_model=None if os.path.exists(base) else base)
+    rows = [("score", "before", "after"), ("---", "---:", "---:"), *score_rows(results)]
+    chosen = {flag: value for flag, value in sorted(settings.items()) if value not in (None, [])
+              and value is not False}
+    lines = ["---", head.to_yaml(), "---", "", OURS, "", f"# {Path(output_dir).resolve().name}", "",
+             f"{Path(base).name}, {task}.", ""]
+    lines += [f"- {split}: {html.escape(words)}" for split, words in data.items()]
+    lines += ["", *(f"| {' | '.join(row)} |" for row in rows), "", "Losses are in nats, a mean "
+              "over what is predicted.", "", *tables, "```yaml"]
+    lines += [f"{flag}: {json.dumps(value)}" for flag, value in chosen.items()]
+    path.write_text("\n".join([*lines, "```", ""]), encoding="utf-8")
 
 
 def show_results(results, note, output_dir, say):
-    """Print the scores, before the training and after it, and where things are. note: what started at random."""
-    trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
-    width = max([20, *(len(name) + 2 for name, *_ in rows)])
-    for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
-        say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
-    if trained:
-        say(f"Before: {note}")
+    """Print the scores, before the training and after it, and where they are.
+
+    Args:
+        note: what started at random.
+    """
     if results:
-        say(f"Results are in {Path(output_dir, 'all_results.json')}"
-            + (f", model and log in {output_dir}" if "step" in results else ""))
+        for name, before, after in [("", "before", "after"), *score_rows(results)]:
+            say(f"{name:<36}{before:>16}{after:>16}")
+        say(f"Before: {note}", f"Results are in {Path(output_dir, 'all_results.json')}")
 
 
 # ==== utils/trainer.py, whole (to change it, change it there; `make fix` copies it) ====
-# What Trainer leaves open: batches, scores and checkpoints that do not depend on how a run is split.
+# What Trainer leaves open: its flags, and order, scores and checkpoints as the loops have them.
 
-def refuse_flags(args, parser):
-    """End the run where a flag of TrainingArguments is given that an ExactTrainer has no use for. Better than silence.
+BOUNDS = {  # of flags that TrainingArguments has without any
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), AMOUNT),
+    **dict.fromkeys(("num_train_epochs", "logging_steps"), ABOVE_0),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), COUNT),
+    **dict.fromkeys(("gradient_accumulation_steps", "save_total_limit", "cpu_threads"), COUNT),
+    "early_stopping_patience": COUNT,
+    "dataloader_num_workers": number(int, 0),
+    "seed": number(int, 0, 2**32 - 1),
+    "label_smoothing_factor": number(float, 0, math.nextafter(1, 0)),
+}
+REFUSED = (  # flags of TrainingArguments that an ExactTrainer has no use for, and why
+    ("auto_find_batch_size", "another batch size gives another result; to save memory, halve "
+     "--per_device_train_batch_size and double --gradient_accumulation_steps"),
+    ("dataloader_drop_last train_sampling_strategy data_seed",
+     "the order of examples is a function of --seed, and none is left out"),
+    ("ignore_data_skip save_only_model", "a resumed run ends as one that was left alone"),
+    ("average_tokens_across_devices", "each label weighs the same on any number of devices"),
+    ("fsdp fsdp_config deepspeed", "encoders of this size train fastest with plain data "
+     "parallelism, by accelerate launch --multi_gpu"),
+    ("eval_accumulation_steps batch_eval_metrics prediction_loss_only eval_use_gather_object",
+     "evaluation keeps no more than it needs already"),
+)
+SHOWN = (  # of TrainingArguments, even where they are as there
+    "learning_rate", "num_train_epochs", "max_steps", "weight_decay", "seed", "warmup_steps",
+    "lr_scheduler_type", "gradient_accumulation_steps", "max_grad_norm",
+)
 
-    args: Namespace of all flags. parser: made them, and knows their defaults.
+
+def settle_flags(parser):
+    """Give the flags of TrainingArguments bounds, and all others their spelling with hyphens, too.
+
+    Args:
+        parser: an HfArgumentParser of one class, with all flags; the group of the class comes last.
     """
-    for names, reason in (
-            ("auto_find_batch_size", "another batch size gives another result; to save memory, halve "
-             "--per_device_train_batch_size and double --gradient_accumulation_steps"),
-            ("dataloader_drop_last train_sampling_strategy data_seed", "the order of examples is a function of --seed, "
-             "and none is left out"),
-            ("ignore_data_skip save_only_model", "a resumed run ends as one that was left alone"),
-            ("average_tokens_across_devices", "each label weighs the same on any number of devices"),
-            ("fsdp fsdp_config deepspeed", "encoders of this size train fastest with plain data parallelism, by "
-             "accelerate launch --multi_gpu"),
-            ("eval_accumulation_steps batch_eval_metrics prediction_loss_only eval_use_gather_object", "evaluation "
-             "keeps no more than it needs already")):
+    for flag, action in [*parser._option_string_actions.items()]:
+        parser._option_string_actions.setdefault(flag.replace("_", "-"), action)
+    for action in parser._actions:
+        action.type = BOUNDS.get(action.dest, action.type)
+        # Of both spellings, messages and --help name the one with underscores.
+        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        action.option_strings = names
+    title = parser.dataclass_types[0]._argument_group_name
+    parser._action_groups.sort(key=lambda group: group.title == title)  # of others the order stays
+
+
+def check_trainer_flags(args, parser):
+    """Find flags of a Trainer that cannot work, do not fit each other, or have no use here.
+
+    Args:
+        args: Namespace of all flags.
+        parser: made them, and knows their defaults.
+    """
+    for names, reason in REFUSED:
         for name in names.split():
             if getattr(args, name, None) != parser.get_default(name):
                 parser.error(f"--{name} is not for this script: {reason}")
+    check_output_flags(args, parser)
+    given = [name for name in ("bf16", "fp16") if getattr(args, name)]
+    if (given and args.mixed_precision != "auto") or len(given) > 1:
+        parser.error(f"--mixed_precision {args.mixed_precision} and --{' and --'.join(given)} were "
+                     "given; expected one of them")
+    args.mixed_precision = given[0] if given else args.mixed_precision
+    if args.early_stopping_patience and args.eval_strategy == "no":
+        parser.error("--early_stopping_patience needs scores: give --eval_strategy epoch or steps")
+
+
+def make_training_arguments(kind, args, on_cpu, precision, has_scores):
+    """Make the TrainingArguments of a run. InputError for what they refuse.
+
+    Args:
+        kind: the script's subclass of them.
+        has_scores: the model is scored while it is trained.
+    """
+    settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(kind)
+                if field.init}
+    keeps_best = args.load_best_model_at_end
+    if keeps_best is None:
+        keeps_best = args.save_strategy == args.eval_strategy != "no"
+    settings |= {
+        "bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": on_cpu,
+        "disable_tqdm": True, "log_level": "error", "log_level_replica": "error",
+        "report_to": "none", "push_to_hub": False, "resume_from_checkpoint": None,  # these are ours
+        "gradient_checkpointing": None,
+        "activation_checkpointing": args.activation_checkpointing or args.gradient_checkpointing,
+        "do_eval": has_scores, "eval_strategy": args.eval_strategy if has_scores else "no",
+        "load_best_model_at_end": keeps_best and has_scores,
+    }
+    with blame("these flags do not fit each other", "See --help."):
+        training = kind(**settings)
+    training._n_gpu = min(training.n_gpu, 1)  # several GPUs are for processes, not for DataParallel
+    return training
+
+
+def shown_settings(args, kind):
+    """Settings for the model card and the trackers: a dict of flags to their values.
+
+    They are the flags that TrainingArguments has not, some of those it has, and what was changed.
+    kind: the script's subclass of TrainingArguments.
+    """
+    fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    shown = {*vars(args)} - {*fields} | {*kind.__annotations__, *SHOWN}
+    for name, field in fields.items():
+        is_plain = field.init and not callable(field.default_factory)
+        if is_plain and getattr(args, name) != field.default:
+            shown.add(name)
+    return {name: value for name, value in vars(args).items() if name in shown}
 
 
 class RunCallback(TrainerCallback):
-    """Around each update of an ExactTrainer: order and dropout before it, signals, the log and the bar after it."""
+    """Around each update of an ExactTrainer: order and dropout, then signals, log and bar."""
 
     def __init__(self, trainer):
         self.trainer, self.bar = trainer, None
@@ -2514,11 +2932,12 @@ class RunCallback(TrainerCallback):
         trainer, losses = self.trainer, self.trainer.run_state.get("losses")
         if losses:  # since the last line of the log, and in all, when the checkpoint was saved
             trainer._tr_loss += losses["window"]
-            trainer._total_loss_scalar, trainer._globalstep_last_logged = losses["total"], losses["last_logged"]
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit=" updates",
-                        disable=trainer.processes.rank > 0 or None)
-        if (state.global_step and args.eval_strategy == "epoch" and trainer.lacks_scores()
-                and trainer.sampler.place(state.global_step)[1] == 0):
+            trainer._total_loss_scalar = losses["total"]
+            trainer._globalstep_last_logged = losses["last_logged"]
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training",
+                        unit=" updates", disable=trainer.processes.rank > 0 or None)
+        is_end = state.global_step and trainer.sampler.place(state.global_step)[1] == 0
+        if is_end and args.eval_strategy == "epoch" and trainer.lacks_scores():
             # The run ended between the last update of an epoch and what follows it.
             trainer._determine_best_metric(trainer.evaluate(), None)
 
@@ -2527,8 +2946,9 @@ class RunCallback(TrainerCallback):
         sampler.epoch = sampler.place(state.global_step)[0]
 
     def on_step_begin(self, args, state, control, **kwargs):
-        # Dropout is a function of (seed, update, rank), so a checkpoint need not carry the state of any generator.
-        numbers = (args.seed, state.global_step, self.trainer.processes.rank)
+        # Dropout is a function of (seed, update, rank), so a checkpoint need not carry the state of
+        # any generator.
+        numbers = args.seed, state.global_step, self.trainer.processes.rank
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -2543,12 +2963,13 @@ class RunCallback(TrainerCallback):
             trainer.stopped = control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.trainer.stopped:  # this is no end of an epoch: what is due at one is done after the resume
+        if self.trainer.stopped:  # no end of an epoch: what is due at one is done after the resume
             control.should_evaluate = control.should_save = False
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.global_step == 0:
-            self.trainer.run_state["initial"] = {f"initial_{name}": value for name, value in metrics.items()}
+            scores = {f"initial_{name}": value for name, value in metrics.items()}
+            self.trainer.run_state["initial"] = scores
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         trainer = self.trainer
@@ -2557,109 +2978,122 @@ class RunCallback(TrainerCallback):
             return
         if state.global_step == 0:
             values = {f"initial_{name}": value for name, value in values.items()}
-        line = {"step": state.global_step, "epoch": round(trainer.sampler.epochs_until(state.global_step), 4), **values}
-        path, text = Path(args.output_dir, "log.jsonl"), json.dumps(line) + "\n"
+        epochs = round(trainer.sampler.epochs_until(state.global_step), 4)
+        text = json.dumps({"step": state.global_step, "epoch": epochs, **values}) + "\n"
+        path = Path(args.output_dir, "log.jsonl")
         if "eval_loss" in values and path.exists() and text in path.read_text(encoding="utf-8"):
-            return  # a run that was killed between these scores and the next checkpoint had them already
+            return  # a run that was killed between these scores and the next checkpoint had them
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
         trainer.accelerator.log(values, step=state.global_step)
-        shown = {name: value for name, value in values.items() if name not in ("learning_rate", "grad_norm")}
         if "loss" in values:
             self.bar.set_postfix(loss=f"{values['loss']:.3f}")
         if "loss" not in values or self.bar.disable:  # no terminal to show a bar on
-            tqdm.write(f"Update {state.global_step:>6}  " + "  ".join(
-                f"{name} {value:.6g}" for name, value in shown.items()))
+            shown = [f"{name} {value:.6g}" for name, value in values.items() if name not
+                     in ("learning_rate", "grad_norm")]
+            tqdm.write(f"Update {state.global_step:>6}  {'  '.join(shown)}")
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
 
 
 class ExactTrainer(Trainer):
-    """A Trainer that trains, scores and saves alike on any number of processes, and resumes where it was.
+    """A Trainer that trains, scores and saves alike on any number of processes.
 
-    Batches come from a sampler over whole global batches; a score is computed by a function that adds up over all
-    processes; a checkpoint counts only when it is whole (see utils.checkpoints), and needs no generator's state.
+    Batches come from a sampler over whole global batches; a score is computed by a function that
+    adds up over all processes; a checkpoint counts only when it is whole (see utils.checkpoints),
+    and needs no generator's state.
 
     Args:
-        settings: the flags, a dict. processes: as join_processes made them. sampler: a GlobalBatchSampler of numbers of
-            examples, of which the collator makes batches.
-        score: function that scores a model, a dict of results with eval_ in front; None where there are no such data.
-        run_state: what a checkpoint carries besides, a dict with "step". stop_signal: a StopSignal.
-        tokenizer: is saved beside the model. rest: what else a Trainer takes.
+        report_to: list of trackers.
+        processes: a Processes.
+        sampler: a GlobalBatchSampler of numbers of examples.
+        collator: makes a batch of such numbers.
+        score: function that scores a model, a dict of results with eval_ in front; or None.
+        run_state: what a checkpoint carries besides the weights, a dict with "step".
+        stop_signal: a StopSignal.
+        tokenizer: is saved beside the model.
+        rest: what else a Trainer takes.
 
     Attributes:
-        stopped: whether a signal ended the training. paused: seconds spent on scoring and saving. scored_at: the update
-            after which the model was last scored, or None. last_update: how many there are to be.
+        stopped: whether a signal ended the training.
+        paused: seconds spent on scoring and saving.
+        scored_at: the update after which the model was last scored, or None.
+        last_update: how many there are to be.
 
     Raises:
         InputError: the flags do not go together, or a package that they need is missing.
     """
 
-    def __init__(self, *, settings, processes, sampler, collator, score, run_state, stop_signal, tokenizer, **rest):
-        self.settings, self.processes, self.sampler, self.score = settings, processes, sampler, score
-        self.run_state, self.stop_signal, self.tokenizer = run_state, stop_signal, tokenizer
-        self.stopped, self.paused, self.scored_at = False, 0.0, None
-        try:  # now, when nothing that lies in the output folder is cleared yet
+    def __init__(self, *, report_to, processes, sampler, collator, score, run_state, stop_signal,
+                 tokenizer, **rest):
+        self.report_to, self.processes, self.sampler = report_to, processes, sampler
+        self.score, self.run_state, self.stop_signal = score, run_state, stop_signal
+        self.tokenizer, self.stopped, self.paused, self.scored_at = tokenizer, False, 0.0, None
+        # Now, when nothing that lies in the output folder is cleared yet.
+        with blame("these flags cannot be trained with", "See --optim, --adam_beta1, "
+                   "--lr_scheduler_type and what is like them in --help."):
             super().__init__(data_collator=collator, train_dataset=range(sampler.n),
                              eval_dataset=range(1) if score else None, **rest)
-            given = self.args.max_steps
-            self.last_update = given if given > 0 else sampler.updates_until(self.args.num_train_epochs)
+            self.last_update = self.args.max_steps
+            if self.last_update <= 0:
+                self.last_update = sampler.updates_until(self.args.num_train_epochs)
             self.create_optimizer_and_scheduler(self.last_update)
-        except (ImportError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"these flags cannot be trained with: {' '.join(str(error).split())}. See --optim, "
-                             "--adam_beta1, --lr_scheduler_type and what is like them in --help.") from None
         self.add_callback(RunCallback(self))
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
 
     def _build_accelerator_args(self, **kwargs):
-        output_dir = self.args.output_dir
-        return super()._build_accelerator_args(**kwargs) | {
-            "log_with": self.settings["report_to"] or None,
-            "project_config": ProjectConfiguration(output_dir, logging_dir=f"{output_dir}/runs")}
+        return super()._build_accelerator_args(**kwargs) | {"log_with": self.report_to or None,
+                                                            "project_dir": self.args.output_dir}
 
     def get_train_dataloader(self):
-        """Make the loader of this process's batches. It is not prepared by accelerate, which would share them out."""
+        """Make the loader of this process's batches, which accelerate would share out again."""
         # The generator keeps iter() from drawing its seed out of the global one.
-        return DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator,
+        return DataLoader(self.train_dataset, batch_sampler=self.sampler,
+                          collate_fn=self.data_collator,
                           num_workers=self.args.dataloader_num_workers, generator=torch.Generator(),
-                          pin_memory=self.args.device.type == "cuda", worker_init_fn=ignore_interrupts)
+                          pin_memory=self.args.device.type == "cuda",
+                          worker_init_fn=ignore_interrupts)
 
     def evaluate(self, *args, **kwargs):
         """Score the model, log the scores, and tell the callbacks."""
         begun = time.perf_counter()
         scores, self.scored_at = self.score(self.model), self.state.global_step
         self.log(dict(scores))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        callbacks = self.callback_handler
+        self.control = callbacks.on_evaluate(self.args, self.state, self.control, scores)
         self.paused += time.perf_counter() - begun
         return scores
 
     def lacks_scores(self):
-        """Whether the model was not scored after its last update, although there are data for it."""
-        step = self.state.global_step
-        return self.score and not any(line["step"] == step and "eval_loss" in line for line in self.state.log_history)
+        """Whether the model was not scored after its last update, though there are data for it."""
+        scored = [line["step"] for line in self.state.log_history if "eval_loss" in line]
+        return self.score and self.state.global_step not in scored
 
     def kept_step(self):
-        """The update whose model is kept at the end: the best one's where that is asked for, or the last."""
+        """The update whose model is kept: the best one's where that is asked for, or the last."""
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         return best if best and self.state.best_model_checkpoint else self.state.global_step
 
     def _save_checkpoint(self, model, trial):
-        begun, output_dir, step = time.perf_counter(), Path(self.args.output_dir), self.state.global_step
-        best = f"checkpoint-{self.state.best_global_step}" if self.state.best_global_step else None
-        if best and (step == self.state.best_global_step or (output_dir / best).exists()):
-            self.state.best_model_checkpoint = str(output_dir / best)
+        begun, args, state = time.perf_counter(), self.args, self.state
+        output_dir, step, best = Path(args.output_dir), state.global_step, None
+        if state.best_global_step:
+            best = f"checkpoint-{state.best_global_step}"
+        if best and (step == state.best_global_step or (output_dir / best).exists()):
+            state.best_model_checkpoint = str(output_dir / best)
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+                state.stateful_callbacks[type(callback).__name__] = callback.state()
         window = self.processes.sum(self._tr_loss.item())[0] / self.processes.num_processes
         self.run_state["losses"] = {"window": window, "total": self._total_loss_scalar,
                                     "last_logged": self._globalstep_last_logged}
-        ends_early = self.control.should_training_stop and not self.stopped and step < self.state.max_steps
-        self.run_state["ended_by_patience"] = self.settings["early_stopping_patience"] if ends_early else None
+        ends = self.control.should_training_stop and not self.stopped and step < state.max_steps
+        self.run_state["ended_by_patience"] = args.early_stopping_patience if ends else None
         if self.processes.rank == 0:
-            kept = best if self.settings["load_best_model_at_end"] else None
-            save_checkpoint(output_dir, step, self.write_checkpoint, self.args.save_total_limit or 10**9, keep=kept)
+            keep = best if args.load_best_model_at_end else None
+            limit = args.save_total_limit or 10**9
+            save_checkpoint(output_dir, step, self.write_checkpoint, limit, keep=keep)
         self.processes.sum(0)  # the others wait: none trains on if this one fails
         self.paused += time.perf_counter() - begun
 
@@ -2677,28 +3111,32 @@ class ExactTrainer(Trainer):
             self._load_best_model()
 
     def write_checkpoint(self, folder):
-        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
-        if self.accelerator.scaler:
-            torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
-        self.state.save_to_json(folder / "trainer_state.json")
-        (folder / "state.json").write_text(json.dumps(self.run_state, indent=1), encoding="utf-8")
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        scaler, state = self.accelerator.scaler, json.dumps(self.run_state, indent=1)
+        with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+            if scaler:
+                torch.save(scaler.state_dict(), folder / "scaler.pt")
+            self.state.save_to_json(folder / "trainer_state.json")
+            (folder / "state.json").write_text(state, encoding="utf-8")
 
     def _load_rng_state(self, checkpoint):
         pass  # see on_step_begin
 
 
 def run_trainer(trainer, checkpoint, say):
-    """Train, from a checkpoint where there is one: dict of results, those of the best model where it is kept.
+    """Train, from a checkpoint where there is one: dict of results, of the model that is kept.
 
     Empty where a signal ended the training; then trainer.stopped is True and a checkpoint saved.
     """
     sampler, run_state, args = trainer.sampler, trainer.run_state, trainer.args
-    before, patience = run_state["step"], trainer.settings["early_stopping_patience"]
-    ended = checkpoint and (before >= trainer.last_update or (patience and run_state["ended_by_patience"] == patience))
-    begun = time.perf_counter()
+    begun, before, patience = time.perf_counter(), run_state["step"], args.early_stopping_patience
+    ended = checkpoint and before >= trainer.last_update
+    if checkpoint and patience:
+        ended = ended or run_state["ended_by_patience"] == patience
     if ended:
         trainer.finish(checkpoint)  # there is nothing left to do; train() would do one update more
     else:
@@ -2706,19 +3144,231 @@ def run_trainer(trainer, checkpoint, say):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         return {}
-    if trainer.kept_step() != trainer.state.global_step:
-        say(f"Best        the model of update {trainer.kept_step()} is kept, by {args.metric_for_best_model}")
-    seconds, state = time.perf_counter() - begun - trainer.paused, trainer.state
-    results = {"step": state.global_step, "epoch": sampler.epochs_until(state.global_step), **run_state["initial"]}
-    seen = sampler.examples_until(state.global_step) - sampler.examples_until(before)
+    step, kept = trainer.state.global_step, trainer.kept_step()
+    if kept != step:
+        say(f"Best        the model of update {kept} is kept, by {args.metric_for_best_model}")
+    seconds = time.perf_counter() - begun - trainer.paused
     total = run_state["losses"]["total"] if ended else trainer._total_loss_scalar
-    results["train_loss"] = total / state.global_step
-    if not ended:  # otherwise it was a finished run that was resumed, whose time is known already, if at all
+    results = {"step": step, "epoch": sampler.epochs_until(step), **run_state["initial"],
+               "train_loss": total / step}
+    if not ended:  # else it was a finished run that was resumed, whose time is known, if at all
+        seen = sampler.examples_until(step) - sampler.examples_until(before)
         results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
-    scored = {entry["step"]: entry for entry in state.log_history if "eval_loss" in entry}
-    scores = scored.get(trainer.kept_step(), {})
+    scored = [line for line in trainer.state.log_history if "eval_loss" in line]
+    scores = {line["step"]: line for line in scored}.get(kept, {})
     names = [name.removeprefix("initial_") for name in run_state["initial"]]  # in their order
     return results | {name: scores[name] for name in names if name in scores}
+
+
+# ==== utils/fine_tuning.py, whole (to change it, change it there; `make fix` copies it) ====
+# What stands around a model that a Trainer fine-tunes: its run, its head and its dropout.
+
+def start_quietly():
+    """Quieten the libraries, and make a function that prints lines, on the first process alone."""
+    # What they say of heads and lengths, the script says.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.logging.set_verbosity_error()
+    if int(os.environ.get("RANK", 0)) == 0:
+        return partial(print, sep="\n", flush=True)
+    datasets.disable_progress_bars()
+    return lambda *_: None
+
+
+def write_list(output_dir, file, rows, words, say):
+    """Write what is wrong with the data to a file, a row each, and say how much it is.
+
+    Args:
+        rows: values for JSON; without any, there is no file.
+        words: what they are.
+    """
+    if int(os.environ.get("RANK", 0)) == 0:
+        path = Path(output_dir, file)
+        path.unlink(missing_ok=True)  # that of an earlier run
+        if rows:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character
+            say(f"  Careful:  {len(rows):,} {words}; they are listed in {path}")
+
+
+class Run(Processes):
+    """A run that fine-tunes a model, or only uses one: its processes, and what it goes on from.
+
+    Args:
+        task: what the script does, in a word: "ner".
+        kind: its subclass of TrainingArguments.
+        args: Namespace of the flags.
+        has_scores: the model is scored while it is trained.
+        output: (checkpoint, state), as open_output gives them.
+        say: called with lines for the user.
+        hidden: names of flags that the model card does not show.
+
+    Attributes:
+        training: the TrainingArguments.
+        device: where tensors go.
+        folder: where a training leaves its checkpoints and its log.
+        checkpoint: folder of the one to go on from, or None.
+        state: what a checkpoint carries besides the weights; "note" says what of the model that the
+            run began with started at random.
+        settings: what the model card shows.
+    """
+
+    def __init__(self, task, kind, args, has_scores, output, say, *, hidden=()):
+        self.task, self.args, self.say = task, args, say
+        self.folder, self.repository = args.output_dir, args.hub_model_id
+        self.checkpoint, self.state = output
+        on_cpu, self.precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
+        training = make_training_arguments(kind, args, on_cpu, self.precision, has_scores)
+        super().__init__(training.world_size, training.process_index, training.local_process_index)
+        self.training, self.device = training, training.device
+        shown = shown_settings(args, kind)
+        shown["load_best_model_at_end"] = training.load_best_model_at_end
+        self.settings = {flag: value for flag, value in shown.items() if flag not in hidden}
+        if args.push_to_hub and args.do_train and self.rank == 0:
+            self.repository = claim_repository(args.hub_model_id, args.output_dir)
+
+    def describe(self):
+        """Say what the run computes on."""
+        several = "es" * (self.num_processes > 1)
+        self.say(f"Running on  {self.device.type}, {self.num_processes} process{several}, "
+                 f"{self.threads} CPU threads each, {self.precision.replace('no', 'float32')}")
+
+    def begin(self, model, note):
+        """Say what a model is, and quicken its dropout. note: what of it starts at random."""
+        name = self.checkpoint or self.args.model
+        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}")
+        self.state["note"] = self.state["note"] or note
+        quicken_dropout(model, self.training.use_cpu)
+
+    def start_trackers(self, accelerator):
+        """Start the trackers of the run's own accelerator."""
+        settings = self.settings | {"output_dir": str(self.folder)}
+        start_trackers(accelerator, self.task, settings, self.state["run_id"], self.state["step"])
+
+    def use(self, model, note):
+        """Make a model ready that is not trained: (accelerator, model). note: as for begin."""
+        self.begin(model, note)  # nothing is dropped, but it computes as in a training
+        accelerator = Accelerator(cpu=self.training.use_cpu,
+                                  mixed_precision=self.training.mixed_precision,
+                                  log_with=self.args.report_to or None, project_dir=self.folder)
+        self.start_trackers(accelerator)
+        return accelerator, accelerator.prepare_model(model, evaluation_mode=True)
+
+    def fit(self, model, note, tokenizer, lengths, *, score, **how):
+        """Train a model, from the checkpoint where there is one: (trainer, results).
+
+        A signal ends the run.
+
+        Args:
+            note: as for begin.
+            tokenizer: is saved beside the model.
+            lengths: tokens of each window.
+            score: as for an ExactTrainer.
+            how: collator and compute_loss_func, as for an ExactTrainer.
+        """
+        self.begin(model, note)
+        args, training = self.args, copy.copy(self.training)
+        training.output_dir = str(self.folder)
+        training.eval_on_start = score is not None and self.checkpoint is None
+        if training.activation_checkpointing:
+            checkpoint_gradients(model)
+        sampler = SimilarLengthSampler(lengths, args.per_device_train_batch_size,
+                                       args.gradient_accumulation_steps, self.num_processes,
+                                       self.rank, args.seed)
+        patience = args.early_stopping_patience
+        trainer = ExactTrainer(model=model, args=training, report_to=args.report_to, processes=self,
+                               sampler=sampler, score=score, run_state=self.state,
+                               stop_signal=StopSignal(), tokenizer=tokenizer,
+                               callbacks=[EarlyStoppingCallback(patience)] if patience else None,
+                               **how)
+        self.say(f"Updates     {trainer.last_update:,}, {sampler.updates_in(0):,} an epoch, with "
+                 f"{sampler.global_batch} windows each (processes {self.num_processes} x batch "
+                 f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); "
+                 f"{sampler.padding():.1%} of the tokens are padding")
+        if self.rank == 0:
+            clear_output(self.folder, self.state["step"], args.overwrite_output_dir)
+        self.start_trackers(trainer.accelerator)
+        results = run_trainer(trainer, self.checkpoint, self.say)
+        if trainer.stopped:
+            number, step = trainer.stop_signal.number, trainer.state.global_step
+            end_stopped_run(trainer.accelerator, number, step, self.say)
+        return trainer, results
+
+    def leave(self, model, tokenizer, results, *, task, tag, data, tables=()):
+        """Leave behind what the run has made: results, and of a training the model and its card.
+
+        Args:
+            model: not wrapped.
+            task, tag, data, tables: as for write_model_card.
+        """
+        args = self.args
+        if args.do_train:
+            save_model(args.output_dir, model, tokenizer)
+            write_model_card(args.output_dir, args.model, task, tag=tag, data=data, results=results,
+                             settings=self.settings, tables=tables)
+        elif any(name.startswith("eval_") for name in results):
+            forget_initial_scores(Path(args.output_dir, "all_results.json"))
+        is_same = Path(args.model).resolve() == Path(args.output_dir).resolve()
+        write_results(args.output_dir, results, is_same or args.resume_from_checkpoint)
+        if args.push_to_hub:
+            upload(args.output_dir, self.repository)
+
+
+def forget_initial_scores(path):
+    """Take scores of before a training out of a file of results: newer may be of other data."""
+    if path.exists():
+        results = json.loads(path.read_text(encoding="utf-8"))
+        kept = {name: value for name, value in results.items() if not name.startswith("initial_")}
+        write_json(path, kept)
+
+
+def add_up(processes, *arrays):
+    """Add up arrays of numbers over all processes, each in its place."""
+    for numbers in arrays if processes.group is not None else ():
+        torch.distributed.all_reduce(torch.from_numpy(numbers), group=processes.group)
+
+
+def renew_head(model, note):
+    """Start the head of a model at random, as its weights are for other labels: the note on it.
+
+    Args:
+        note: as load_model gives it; what it says of the vocabulary stays.
+    """
+    parts = {name: module for name, module in model.named_modules()
+             if isinstance(module, torch.nn.Linear) and module.out_features
+             == model.config.num_labels and not name.startswith(model.base_model_prefix)}
+    for part in parts.values():  # those of the same shape as the weights of other labels, too
+        torch.nn.init.normal_(part.weight, std=getattr(model.config, "initializer_range", 0.02))
+        if part.bias is not None:
+            torch.nn.init.zeros_(part.bias)
+    _, *growth = note.split("; ")
+    fate = f"these parts start at random, as its own are for other labels: {', '.join(parts)}"
+    return "; ".join([fate, *growth])
+
+
+class QuickDropout(torch.nn.Dropout):
+    """Dropout that takes four decisions out of each random number.
+
+    On a CPU, to draw them takes a tenth of an update. The share that is dropped is a multiple of
+    1/65536. On other devices it is what it is in torch.
+    """
+
+    def forward(self, inputs):
+        level = round(self.p * 65536)
+        if not self.training or inputs.device.type != "cpu" or not 0 < level < 65536:
+            return super().forward(inputs)
+        numbers = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = numbers.view(torch.int16)[: inputs.numel()].view(inputs.shape) >= level - 32768
+        return inputs * kept.to(inputs.dtype).mul_(65536 / (65536 - level))
+
+
+def quicken_dropout(model, on_cpu):
+    """Have all modules of a model that drop out do so quickly, and its attention fit that."""
+    if on_cpu:  # with dropout, torch's fused attention falls back to what the plain one does
+        model.set_attn_implementation("eager")
+    for module in model.modules():
+        if type(module) is torch.nn.Dropout:
+            module.__class__ = QuickDropout
 
 
 # ==== run_qa.py ====

@@ -68,8 +68,10 @@ def main(argv=None):
     books = sorted(read_chapters(args.data).items(), key=lambda book: -sum(map(len, book[1])))[: args.books]
     held_out = {name: max(1, len(chapters) // 10) for name, chapters in books}
     flags = ["--max_seq_length", 64, "--num_train_epochs", args.num_train_epochs, "--learning_rate", args.learning_rate,
-             "--warmup_steps", 0.1, "--save_strategy", "no", "--pair_unit", "sentence"]  # fmt: skip
-    script, more = ("run_pretraining.py", ["--nsp_weight", 20]) if args.pretraining else ("run_nsp.py", [])
+             "--warmup_steps", 0.1, "--save_strategy", "no"]  # fmt: skip
+    script, more = "run_nsp.py", []
+    if args.pretraining:
+        script, more = "run_pretraining.py", ["--pair_unit", "sentence", "--nsp_weight", 20]
     with Scratch() as scratch:
         datasets.config.HF_DATASETS_CACHE = scratch / "datasets"  # of what this process prepares
         train = [chapter for name, chapters in books for chapter in chapters[: -held_out[name]]]
@@ -82,11 +84,12 @@ def main(argv=None):
         results = json.loads((scratch / "out" / "all_results.json").read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(scratch / "out")
         settings = run_nsp.parse_args([*map(str, [*files, *flags]), "--do_eval"])
-        data = run_nsp.prepare_data(settings, tokenizer)
-        collator = run_nsp.make_collators(settings, tokenizer, data)["validation"]
+        prepared = run_nsp.prepare_data(settings, tokenizer, ["validation"], lambda *lines: None)
+        documents, _, _ = prepared["validation"]
+        collator = run_nsp.make_collator(settings, tokenizer, documents, "validation")
         model = AutoModelForNextSentencePrediction.from_pretrained(scratch / "out").eval()
         hits, negative, others = judge_pairs(model, collator)
-        documents, plan = data["validation"][0], collator.plan(0)
+        plan = collator.plan(0)
     if len(documents) != sum(held_out.values()):
         raise SystemExit(f"expected {sum(held_out.values())} chapters, found {len(documents)} of two sentences or more")
     of_chapter = np.repeat(np.arange(len(books)), [held_out[name] for name, _ in books])  # book of each chapter

@@ -29,7 +29,8 @@ def our_batches(model, text, scratch, unit):
          "--max_seq_length", str(LENGTH), "--document_separator", "line", "--output_dir", str(scratch)]
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(model)
-    collator = run_pretraining.make_collators(args, tokenizer, run_pretraining.prepare_data(args, tokenizer))["train"]
+    documents, _, _ = run_pretraining.prepare_data(args, tokenizer, ["train"], lambda *lines: None)["train"]
+    collator = run_pretraining.make_collator(args, tokenizer, documents, "train")
     order = list(range(collator.count(0)))
     random.Random(0).shuffle(order)
     for start in range(0, len(order) - BATCH, BATCH):

@@ -55,10 +55,10 @@ def count_work(model_name, text):
     # With attention written out: the counter does not know the fused one of the CPU.
     model = AutoModelForMaskedLM.from_pretrained(model_name, attn_implementation="eager")
     args = run_mlm.parse_args(["--model", model_name, "--train_file", str(text), "--validation_split_percentage", "0"])
-    settings = run_mlm.collator_settings(tokenizer, "token", 0.15, 0.8, 0.1)
-    examples = run_mlm.prepare_data(args, tokenizer)["train"][0]
+    examples, _ = run_mlm.prepare_data(args, tokenizer, lambda *lines: None)["train"]
+    collator = run_mlm.MaskingCollator(run_mlm.Masker(tokenizer, args, seed=0), tokenizer.pad_token_id)
     batches = {
-        "run_mlm.py": DataLoader(examples, BATCH, collate_fn=run_mlm.MaskingCollator(seed=0, **settings)),
+        "run_mlm.py": DataLoader(examples, BATCH, collate_fn=collator),
         "stock": DataLoader(
             stock_mlm.prepare(tokenizer, {"train": str(text)}, LENGTH)["train"],
             BATCH,
@@ -72,7 +72,7 @@ def count_work(model_name, text):
             if way == "stock":
                 model(**batch).loss.backward()
             else:
-                logits = run_mlm.masked_logits(model, batch)
+                logits, _ = run_mlm.masked_outputs(model, batch)
                 torch.nn.functional.cross_entropy(logits, batch["targets"]).backward()
         seen = padding = 0
         for batch in loader:

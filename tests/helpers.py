@@ -230,6 +230,14 @@ def read_documents(path, tokenizer, sentence_per_line=False):
     return Documents(Dataset(pa.table(rows, types)).with_format("arrow"))
 
 
+def hide_nothing(rows, _example_ids, _epoch):
+    """In place of a Masker, so that it can be seen which pairs a collator makes."""
+    import torch
+
+    none = torch.zeros(0, dtype=torch.int64)
+    return rows, none, none
+
+
 def add_pair_head(folder, tiny_bert):
     """Make the tiny BERT one with heads for masked tokens and for pairs: its folder.
 
@@ -245,3 +253,38 @@ def add_pair_head(folder, tiny_bert):
     model.cls.seq_relationship.weight.data.mul_(4)
     model.save_pretrained(folder)
     return folder
+
+
+def write_manifest(folder):
+    """Make a checkpoint whole again whose files a test has changed."""
+    from utils.checkpoints import hash_folder
+
+    (Path(folder) / "manifest.json").write_text(json.dumps(hash_folder(folder)), encoding="utf-8")
+
+
+def make_masker(vocab_size, mask_id, special, seed=0, **flags):
+    """Make a Masker for a vocabulary of numbers, in which every third one, 2, 5, 8 …, goes on with the word before it.
+
+    Args:
+        vocab_size: how many tokens there are: their ids count from 0; [MASK] may lie above all others.
+        mask_id: id of [MASK].
+        special: ids of the other special tokens, which start words.
+        seed: of the masks.
+        flags: other values of the masking flags than a run has by default.
+    """
+    from argparse import Namespace
+
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from utils.masks import Masker
+
+    ids = [*range(vocab_size - (mask_id >= vocab_size)), *([mask_id] if mask_id >= vocab_size else [])]
+    names = {n: f"##{n}" if n % 3 == 2 else f"{n}" for n in ids} | {n: f"[{n}]" for n in [*special, mask_id]}
+    raw = Tokenizer(models.WordLevel({name: n for n, name in names.items()}, unk_token=names[0]))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, mask_token=names[mask_id], extra_special_tokens=[names[n] for n in special]
+    )
+    assert len(tokenizer) == vocab_size
+    defaults = {"masking": "token", "mlm_probability": 0.15, "mask_replace_prob": 0.8, "random_replace_prob": 0.1}
+    return Masker(tokenizer, Namespace(**defaults | flags), seed)

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
+from helpers import write_manifest
 
-from utils.checkpoints import checkpoint_fault, list_checkpoints, remove_folder, save_checkpoint, write_manifest
+from utils.checkpoints import checkpoint_fault, hash_folder, list_checkpoints, save_checkpoint, step_of
+from utils.output import clear_output
 
 WEIGHTS, STATE = bytes(range(256)) * 5, b'{"step": 7}'
 
@@ -38,24 +41,27 @@ def test_a_saved_checkpoint_is_whole_and_has_what_was_written(checkpoint):
     assert names(checkpoint) == ["manifest.json", "model.safetensors", "state.json"]
     assert (checkpoint / "model.safetensors").read_bytes() == WEIGHTS
     assert json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8")) == {
-        "files": {
-            "model.safetensors": {"size": 1280, "sha256": hashlib.sha256(WEIGHTS).hexdigest()},
-            "state.json": {"size": 11, "sha256": hashlib.sha256(STATE).hexdigest()},
-        }
+        "model.safetensors": hashlib.sha256(WEIGHTS).hexdigest(),
+        "state.json": hashlib.sha256(STATE).hexdigest(),
     }
 
 
 @pytest.mark.parametrize("size", [0, 1, 1279])
-def test_a_truncated_file_is_named_with_both_sizes(checkpoint, size):
+def test_a_truncated_file_is_named(checkpoint, size):
     (checkpoint / "model.safetensors").write_bytes(WEIGHTS[:size])
-    assert checkpoint_fault(checkpoint) == f"model.safetensors has {size:,} bytes instead of 1,280"
+    assert checkpoint_fault(checkpoint) == "model.safetensors is missing, or not what was written"
 
 
 @pytest.mark.parametrize("at", [0, 700, 1279])
 def test_a_changed_byte_is_noticed_and_its_file_named(checkpoint, at):
     (checkpoint / "model.safetensors").write_bytes(WEIGHTS[:at] + bytes([WEIGHTS[at] ^ 1]) + WEIGHTS[at + 1 :])
-    fault = checkpoint_fault(checkpoint)
-    assert "model.safetensors" in fault and "SHA-256" in fault
+    assert checkpoint_fault(checkpoint) == "model.safetensors is missing, or not what was written"
+
+
+def test_all_files_at_fault_are_named(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "state.json").write_bytes(b"")
+    assert checkpoint_fault(checkpoint) == "model.safetensors, state.json is missing, or not what was written"
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "state.json", "manifest.json"])
@@ -75,14 +81,29 @@ def test_a_missing_file_is_named(checkpoint, missing):
         b"[]",
         b"null",
         b"{}",
-        b'{"files": []}',
-        b'{"files": {"state.json": 5}}',
-        b'{"files": {"state.json": {"size": 11}}}',
+        b"5",
+        b'""',
+        b'"state.json"',
     ],
 )
 def test_a_damaged_manifest_is_named(checkpoint, content):
     (checkpoint / "manifest.json").write_bytes(content)
-    assert "manifest.json" in checkpoint_fault(checkpoint)
+    assert "manifest.json" in (checkpoint_fault(checkpoint) or "")
+
+
+@pytest.mark.parametrize(
+    "content", [{"files": {}}, {"state.json": 5}, {"state.json": None}, {"state.json": ""}, {"other.json": "ab" * 32}]
+)
+def test_a_manifest_of_other_files_or_hashes_does_not_agree(checkpoint, content):
+    (checkpoint / "manifest.json").write_text(json.dumps(content))
+    assert f"{next(iter(content))} is missing, or not what was written" in checkpoint_fault(checkpoint)
+
+
+def test_the_hashes_are_those_of_the_files_but_for_the_manifest_itself(checkpoint):
+    hashes = hash_folder(checkpoint)
+    assert hashes == json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").unlink()
+    assert hash_folder(checkpoint) == hashes
 
 
 def test_a_folder_that_is_not_there_has_a_fault(tmp_path):
@@ -105,6 +126,15 @@ def test_checkpoints_are_listed_by_number_and_nothing_else_is_listed(tmp_path):
                  "checkpoint-1-2", "checkpoint-12.tmp", "runs"):  # fmt: skip
         (tmp_path / name).mkdir()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("checkpoint-10", 10), ("checkpoint-007", 7), ("checkpoint-", None), ("checkpoint-1.5", None),
+     ("tmp-checkpoint-3", None), ("checkpoint-3.tmp", None), ("checkpoint--3", None), ("checkpoint-3\n", None)],
+)  # fmt: skip
+def test_the_step_of_a_checkpoint_is_that_of_its_name(tmp_path, name, step):
+    assert step_of(tmp_path / name) == step
 
 
 def test_a_folder_that_is_not_there_has_no_checkpoints(tmp_path):
@@ -199,7 +229,25 @@ def test_a_best_one_that_is_no_longer_there_takes_no_place(tmp_path):
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
 
 
-def test_a_folder_is_removed_and_one_that_is_not_there_is_no_mistake(checkpoint, tmp_path):
-    remove_folder(checkpoint)
-    remove_folder(checkpoint)
-    assert names(tmp_path) == []
+def test_folders_without_a_manifest_are_neither_counted_nor_removed(tmp_path):
+    """As those that another program has left there."""
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "mine.txt").write_text("mine")
+    save(tmp_path, 2, 3, 4)
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
+    assert names(tmp_path / "checkpoint-1") == ["mine.txt"]
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_nothing_for_good(tmp_path, monkeypatch):
+    def killed(folder, **_):
+        if folder.name.endswith("checkpoint-1"):
+            (folder / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    save(tmp_path, 1, 2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        save(tmp_path, 3)
+    clear_output(tmp_path, 3, overwrite=False)  # as the resume does
+    save(tmp_path, 4)
+    assert [name for name in names(tmp_path) if "checkpoint" in name] == ["checkpoint-3", "checkpoint-4"]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
+from helpers import hide_nothing, make_masker
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
@@ -310,12 +311,9 @@ PAD_ID, CLS, SEP = 0, 1, 2
 
 @pytest.fixture
 def make_collator():
-    special = np.zeros(VOCAB, dtype=bool)
-    special[[PAD_ID, CLS, SEP]] = True
-
-    def make(**settings):
-        masks = {"mask_id": MASK, "vocab_size": VOCAB, "seed": 0, "mask_prob": 0.3}
-        return MaskingCollator(**{"pad_id": PAD_ID, "special": special, **masks, **settings})
+    def make(seed=0, **flags):
+        flags = {"mlm_probability": 0.3, **flags}
+        return MaskingCollator(make_masker(VOCAB, MASK, [PAD_ID, CLS, SEP], seed, **flags), PAD_ID)
 
     return make
 
@@ -385,18 +383,18 @@ def test_another_epoch_masks_anew(make_collator):
 
 
 def test_a_batch_without_examples_can_be_run_and_asks_for_nothing(make_collator):
-    batch = make_collator(mask_prob=1)([])
+    batch = make_collator(mlm_probability=1)([])
     assert batch["input_ids"].shape == (1, 1) and batch["input_ids"].dtype == torch.int64
     assert batch["input_ids"].item() in (PAD_ID, CLS, SEP)
     assert batch["positions"].shape == batch["targets"].shape == (0,)
     assert batch["positions"].dtype == batch["targets"].dtype == torch.int64
 
 
-def test_a_collator_that_knows_what_continues_a_word_hides_whole_words(make_collator):
+def test_whole_words_are_hidden_where_that_is_asked_for(make_collator):
     continues = np.arange(VOCAB) % 3 == 2
     continues[[CLS, SEP]] = False
-    for settings, may_be_cut in (({"continues": continues}, False), ({}, True)):
-        collator, cut = make_collator(**settings), 0
+    for masking, may_be_cut in (("whole_word", False), ("token", True)):
+        collator, cut = make_collator(masking=masking), 0
         for number in range(20):
             [example] = examples_of(80, first=number)
             words = words_of(continues[example["input_ids"]])
@@ -428,9 +426,12 @@ class Corpus:
         columns = {"ids": pa.array(map(list, ids), pa.large_list(pa.int32())), "document": pa.array(numbers)}
         self.documents = Documents(Dataset(pa.table(columns)).with_format("arrow"))
 
-    def pairs(self, **settings):
-        given = {"size": 40, "unit": "sentence", "objective": "nsp", "short_seq_prob": 0.1, "seed": 0} | settings
-        return PairCollator(self.documents, edges=(CLS, SEP), pad_id=PAD_ID, **given)
+    def pairs(self, unit="sentence", short_seq_prob=0.1, **settings):
+        """A PairCollator for pairs of sentences; for segments a PretrainingCollator that hides nothing."""
+        given = {"size": 40, "objective": "nsp", "seed": 0, "edges": (CLS, SEP), "pad_id": PAD_ID} | settings
+        if unit == "sentence":
+            return PairCollator(self.documents, **given)
+        return PretrainingCollator(hide_nothing, unit, short_seq_prob, documents=self.documents, **given)
 
     def sentences(self, tokens):
         return sorted({self.sentence_of[token] for token in tokens})
@@ -735,17 +736,17 @@ def test_a_batch_without_pairs_is_one_row_whose_label_counts_for_nothing():
 # ---------------------------------------------------------------- pairs with masks
 
 
-SPECIAL_IDS = np.isin(np.arange(VOCAB), [PAD_ID, CLS, SEP, 20, 30])  # two that a user added
+SPECIAL_IDS = [PAD_ID, CLS, SEP, 20, 30]  # two that a user added
+IS_SPECIAL = np.isin(np.arange(VOCAB), SPECIAL_IDS)
 
 
-def both_collators(unit, continues=None, mask_prob=0.3, **settings):
-    """A PairCollator and a PretrainingCollator for the same pairs, of tokens below VOCAB."""
+def both_collators(unit, mlm_probability=0.3, masking="token", objective="nsp"):
+    """A collator that hides nothing and a PretrainingCollator that does, for the same pairs, of tokens below VOCAB."""
     corpus = Corpus([[3, 9, 12, 1, 40, 7, 7, 5]] * 11)
-    pairs = corpus.pairs(unit=unit, size=30, seed=3, **settings)
-    given = {"size": 30, "seed": 3, "unit": unit, "objective": "nsp", "short_seq_prob": 0.1} | settings
-    masking = {"mask_id": MASK, "vocab_size": VOCAB, "mask_prob": mask_prob}
-    return pairs, PretrainingCollator(corpus.documents, special=SPECIAL_IDS, masking=masking, continues=continues,
-                                      edges=(CLS, SEP), pad_id=PAD_ID, **given)  # fmt: skip
+    pairs = corpus.pairs(unit=unit, size=30, seed=3, objective=objective)
+    masker = make_masker(VOCAB, MASK, SPECIAL_IDS, seed=3, mlm_probability=mlm_probability, masking=masking)
+    return pairs, PretrainingCollator(masker, unit, 0.1, documents=corpus.documents, size=30, edges=(CLS, SEP),
+                                      pad_id=PAD_ID, objective=objective, seed=3)  # fmt: skip
 
 
 @pytest.mark.parametrize("objective", ["nsp", "sop"])
@@ -759,6 +760,7 @@ def test_under_the_masks_are_the_pairs_that_the_pair_collator_makes(unit, object
         for start in range(0, pairs.count(epoch), 8):
             examples = list(range(start, min(start + 8, pairs.count(epoch))))
             plain, batch = pairs(examples), pretraining(examples)
+            assert not len(plain.pop("positions", [])) and not len(plain.pop("targets", []))
             positions, targets = batch.pop("positions"), batch.pop("targets")
             assert positions.shape == targets.shape and positions.dtype == targets.dtype == torch.int64
             hidden += (batch["input_ids"].ravel()[positions] == MASK).sum().item()
@@ -766,14 +768,14 @@ def test_under_the_masks_are_the_pairs_that_the_pair_collator_makes(unit, object
             assert batch.keys() == plain.keys()
             for name in plain:
                 assert torch.equal(batch[name], plain[name]), name
-            assert not SPECIAL_IDS[targets].any()
+            assert not IS_SPECIAL[targets].any()
     assert hidden > 50
 
 
-@pytest.mark.parametrize("words", [None, "whole"])
-def test_pairs_are_masked_as_mask_tokens_says_for_seed_epoch_and_example(words):
-    continues = np.arange(VOCAB) % 3 == 2 if words else None
-    pairs, pretraining = both_collators("segment", continues)
+@pytest.mark.parametrize("masking", ["token", "whole_word"])
+def test_pairs_are_masked_as_mask_tokens_says_for_seed_epoch_and_example(masking):
+    continues = (np.arange(VOCAB) % 3 == 2) & ~IS_SPECIAL if masking == "whole_word" else None
+    pairs, pretraining = both_collators("segment", masking=masking)
     pairs.epoch = pretraining.epoch = 2
     examples = [7, 0, 11]
     plain, batch = pairs(examples), pretraining(examples)
@@ -781,7 +783,7 @@ def test_pairs_are_masked_as_mask_tokens_says_for_seed_epoch_and_example(words):
     for example, length, row, (ids, targets) in zip(examples, lengths, plain["input_ids"].numpy(), rows_of(batch),
                                                     strict=True):  # fmt: skip
         row = row[:length]
-        masked, labels = hide(row, SPECIAL_IDS[row], seed=3, epoch=2, example_id=example, mask_prob=0.3,
+        masked, labels = hide(row, IS_SPECIAL[row], seed=3, epoch=2, example_id=example, mask_prob=0.3,
                               continues=None if continues is None else continues[row])  # fmt: skip
         assert ids == masked.tolist()
         assert targets == {i: label for i, label in enumerate(labels) if label != -100}
@@ -789,18 +791,18 @@ def test_pairs_are_masked_as_mask_tokens_says_for_seed_epoch_and_example(words):
 
 
 def test_all_but_special_tokens_are_hidden_with_mask_prob_1():
-    _, pretraining = both_collators("sentence", mask_prob=1)
+    _, pretraining = both_collators("sentence", mlm_probability=1)
     batch = pretraining(list(range(20)))
     asked = torch.zeros(batch["input_ids"].numel(), dtype=torch.bool)
     asked[batch["positions"]] = True
     ids = batch["input_ids"].ravel().numpy()
     left = ids[~asked.numpy()]
-    assert SPECIAL_IDS[left].all() and {CLS, SEP} <= set(left.tolist())
+    assert IS_SPECIAL[left].all() and {CLS, SEP} <= set(left.tolist())
     assert (left == CLS).sum() == 20 and (left == SEP).sum() == 40
 
 
 def test_a_masked_batch_without_pairs_asks_for_nothing():
-    _, pretraining = both_collators("segment", np.zeros(VOCAB, dtype=bool), mask_prob=1)
+    _, pretraining = both_collators("segment", mlm_probability=1, masking="whole_word")
     batch = pretraining([])
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[CLS, SEP, SEP]], "token_type_ids": [[0, 0, 1]], "attention_mask": [[1, 1, 1]], "positions": [],

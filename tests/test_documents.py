@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from utils.pairs import Documents, plan_segments, plan_sentences, truncate_pair
+from run_pretraining import plan_segments
+from utils.pairs import Documents, plan_sentences, truncate_pair
 
 
 def rows_of(documents):

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.distributed
 import torch.nn.functional as F
-from helpers import CONTEXT
+from helpers import CONTEXT, make_masker
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from run_mlm import MaskingCollator, masked_logits
+from run_mlm import MaskingCollator
+from utils.masks import masked_outputs
 
 VOCAB = 50
 TINY = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -57,8 +58,12 @@ def batch():
 
 @pytest.fixture
 def nothing_to_predict():
-    special = torch.arange(VOCAB).numpy() < 5
-    return MaskingCollator(pad_id=0, special=special, mask_id=4, vocab_size=VOCAB, seed=0)([])
+    return MaskingCollator(make_masker(VOCAB, mask_id=4, special=range(4)), pad_id=0)([])
+
+
+def masked_logits(model, batch):
+    logits, _ = masked_outputs(model, batch)
+    return logits
 
 
 def dense_logits(model, batch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForTokenClassification, BertForTokenClassification
 
-from utils.dropout import QuickDropout, quicken_dropout
+from utils.fine_tuning import QuickDropout, quicken_dropout, renew_head
 from utils.models import load_model
 
 
@@ -84,11 +84,22 @@ def test_a_head_for_other_labels_is_made_anew_and_the_rest_kept(labels, tiny_ber
     old = BertForTokenClassification.from_pretrained(folder)
     config = AutoConfig.from_pretrained(folder)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: n for n, label in enumerate(labels)}
-    model, note = load_model(AutoModelForTokenClassification, str(folder), config, False, 0, "head", revision="main",
-                             trust_remote_code=False, new_head=True)  # fmt: skip
+    how = {"revision": "main", "trust_remote_code": False, "ignore_mismatched_sizes": True}
+    model, note = load_model(AutoModelForTokenClassification, str(folder), config, 0, "head", **how)
+    note = renew_head(model, note)
     assert "classifier" in note and "random" in note
     assert model.classifier.weight.shape == (len(labels), 32) and not model.classifier.bias.any()
     assert not torch.equal(model.classifier.weight[:2], old.classifier.weight)
     assert model.classifier.weight.std() < 0.5
     for name, weight in old.bert.state_dict().items():
         assert torch.equal(weight, model.bert.state_dict()[name])
+
+
+def test_of_a_head_that_is_made_anew_the_note_still_says_that_the_vocabulary_grew(tiny_bert, tmp_path):
+    folder = tagger(tiny_bert, tmp_path, ["O", "B-PER"])
+    how = {"revision": "main", "trust_remote_code": False}
+    model, note = load_model(AutoModelForTokenClassification, str(folder), None, 9999, "head", **how)
+    assert note.startswith("its head comes trained; its vocabulary grows")
+    _, _, growth = note.partition("; ")
+    assert renew_head(model, note) == (
+        f"these parts start at random, as its own are for other labels: classifier; {growth}")  # fmt: skip

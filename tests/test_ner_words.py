@@ -63,7 +63,8 @@ def pieces_of(tokenizer, words, spaced=None):
 
 def align_one(words, tags, tokenizer, *, max_seq_length=32, stride=4, label_all_tokens=False, label_ids=LABEL_IDS):
     batch = {"tokens": [words], "spaced": [[n > 0 for n in range(len(words))]], "tags": [tags]}
-    return align(batch, [7], tokenizer, (CLS, SEP), label_ids, max_seq_length, stride, label_all_tokens)
+    return align(batch, [7], tokenizer, edges=(CLS, SEP), label_ids=label_ids, max_seq_length=max_seq_length,
+                 stride=stride, label_all_tokens=label_all_tokens)  # fmt: skip
 
 
 # ---------------------------------------------------------------- words to tokens

@@ -1,17 +1,22 @@
-"""Reading: the texts and documents of every kind of file; for what cannot be read, a message that names the place."""
+"""Reading: lines, rows, texts and documents of every kind of file; for what cannot be read, a message that names it.
+
+What utils/reading.py and utils/tables.py yield, and the texts that read_files of utils/texts.py makes of it.
+"""
 
 import gzip
 import json
 import os
 import re
+import time
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from utils.errors import InputError
-from utils.reading import find_files, read_lines
-from utils.texts import hash_files, number_rows, read_all_texts, read_paragraphs, read_texts
+from utils.reading import ending_of, find_files, parse_json, read_json, read_lines
+from utils.tables import TABLES, read_csv
+from utils.texts import Source, has_blank_lines, hash_files, number_documents, read_column, read_files, write_texts
 
 
 @pytest.fixture
@@ -50,14 +55,14 @@ def documents_of(batches):
     return list(grouped.values())
 
 
-def read(path, column="text"):
-    return documents_of(read_texts(path, column))
+def read(path, column="text", separator="auto"):
+    return documents_of(read_files([path], column, separator))
 
 
 def assert_refused(path, *parts, column="text"):
     """Reading ends with an InputError of one line that has the path and all the parts."""
     with pytest.raises(InputError) as refusal:
-        list(read_texts(path, column))
+        list(read_files([path], column))
     message = str(refusal.value)
     assert "\n" not in message
     for part in (path, *parts):
@@ -171,7 +176,7 @@ ROWS = [{"text": "One, two.", "id": "1"}, {"text": "", "id": "2"}, {"text": ' "N
 FILLED = [["One, two."], ['"Naïve" 中'], ["a\n\nb"]]
 CSV = 'id,text\n1,"One, two."\n2,\n3," ""Naïve"" 中 "\n4,"a\n\nb"\n'
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
-TABLES = {
+CONTENTS = {
     "a.jsonl": LINES,
     "lines.json": LINES,
     "list.json": json.dumps(ROWS),
@@ -182,10 +187,10 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", CONTENTS)
 @pytest.mark.parametrize("change", ["", ".gz", "CRLF", "BOM", "upper case", "no line end"])
 def test_each_row_of_a_table_with_text_is_a_document(write, name, change):
-    content = TABLES[name]
+    content = CONTENTS[name]
     changed = {"CRLF": content.replace("\n", "\r\n"), "BOM": "\ufeff" + content, "no line end": content.rstrip("\n")}
     content = changed.get(change, content)
     name = {".gz": f"{name}.gz", "upper case": name.upper()}.get(change, name)
@@ -241,7 +246,95 @@ def test_a_field_may_be_longer_than_the_limit_of_the_csv_module(write):
     assert read(write("a.csv", f"text,n\n{'x' * 200_000},1\n")) == [["x" * 200_000]]
 
 
+# ---------------------------------------------------------------- rows, and what stands in place of a faulty one
+
+
+def rows_and_faults(path):
+    """What a reader yields, a fault as its words: [(place, row or words)]."""
+    rows = TABLES[ending_of(path)](path)
+    return [(place, str(row) if isinstance(row, InputError) else row) for place, row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": b}\n\n{"text": "c"}\n', "line 2"),
+        ("a.jsonl", '{"text": "a"}\n["b"]\n\n{"text": "c"}\n', "line 2"),
+        ("a.json", '{"text": "a"}\n5\n\n{"text": "c"}\n', "line 2"),
+        ("a.json", '[{"text": "a"}, null, {"text": "c"}]', "entry 2"),
+        ("a.json", '{"data": [{"text": "a"}, "b", {"text": "c"}]}', "entry 2"),
+        ("a.csv", "text\na\nb,d\n\nc\n", "line 3"),
+        ("a.tsv", "text\na\nb\td\n\nc\n", "line 3"),
+    ],
+)
+def test_in_place_of_a_faulty_row_stands_its_fault_and_the_rows_around_it_are_read(write, name, content, line):
+    found = rows_and_faults(write(name, content))
+    assert [row for _, row in (found[0], found[2])] == [{"text": "a"}, {"text": "c"}] and len(found) == 3
+    place, words = found[1]
+    assert place == f"{name}, {line}" and words.startswith(place) and "expected" in words.lower()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
+def test_each_row_stands_with_its_line_or_its_number(write, name):
+    places = [place for place, _ in rows_and_faults(write(name, CONTENTS.get(name, CONTENTS["list.json"])))]
+    expected = {"a.jsonl": ["line 1", "line 2", "line 3", "line 4"], "a.json": [f"entry {n}" for n in range(1, 5)]}
+    ends = expected.get(name, ["line 2", "line 3", "line 4", "line 7"])  # where the row ends: the last one has 3 lines
+    assert places == [f"{name}, {place}" for place in ends]
+
+
+def test_a_row_of_parquet_stands_with_its_number(write):
+    pa.parquet.write_table(pa.table({"text": [f"{n}" for n in range(70)]}), "a.parquet", row_group_size=9)
+    rows = rows_and_faults("a.parquet")
+    assert rows == [(f"a.parquet, row {n + 1}", {"text": f"{n}"}) for n in range(70)]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "parts"),
+    [
+        ('{"a": }', 7, ["f.jsonl, line 7, column 7: not JSON: Expecting value", "found '{\"a\": }'"]),
+        ("[1,\n2", None, ["f.jsonl, line 2, column 2: not JSON", "cut off"]),
+        ("", None, ["f.jsonl, line 1, column 1: not JSON"]),
+        ("[" * 200_000, 3, ["f.jsonl, line 3, column 1: not JSON: maximum recursion depth"]),
+    ],
+)
+def test_what_is_not_json_becomes_its_fault(text, line, parts):
+    fault = parse_json(text, "f.jsonl", line)
+    assert isinstance(fault, InputError) and all(part in str(fault) for part in parts)
+
+
+@pytest.mark.parametrize("value", [{"a": [1, None, "é"]}, [], 5, None, "text"])
+def test_json_becomes_its_value(value):
+    assert parse_json(json.dumps(value), "f.json") == value
+
+
+def test_a_table_with_a_column_twice_is_refused(write):
+    with pytest.raises(InputError, match="^a.csv, line 1: a column stands there twice: text, n, text"):
+        list(read_csv(write("a.csv", "text,n,text\na,1,b\n")))
+
+
+def test_a_value_of_a_faulty_row_is_not_read_as_text(write):
+    """A reader that goes on after faults must not hide them from one that does not."""
+    path = write("a.jsonl", '{"text": "a"}\nnull\n')
+    assert len(list(read_json(path))) == 2
+    assert_refused(path, "line 2: expected an object", "'null'")
+
+
+@pytest.mark.parametrize(
+    ("path", "ending"),
+    [("a.csv", ".csv"), ("b/A.CSV.GZ", ".csv"), ("a.b.jsonl", ".jsonl"), ("a.gz", ""), ("a", ""), ("a.d/b", ""),
+     (".jsonl", "")],
+)  # fmt: skip
+def test_the_ending_tells_the_kind_also_of_a_packed_file(path, ending):
+    assert ending_of(path) == ending
+
+
 # ---------------------------------------------------------------- what is refused, and how
+
+
+@pytest.mark.parametrize("value", [0, 3, 0.0, 1.5, True, False, [], ["a"], {}, {"a": "b"}])
+def test_a_value_that_is_no_text_is_refused_whatever_it_is(write, value):
+    path = write("a.jsonl", json.dumps({"text": "a"}) + "\n" + json.dumps({"text": value}) + "\n")
+    assert_refused(path, "line 2", "expected text in column 'text'", repr(value))
 
 
 @pytest.mark.parametrize(
@@ -252,13 +345,15 @@ def test_a_field_may_be_longer_than_the_limit_of_the_csv_module(write):
         ("a.jsonl", '{"text": "a"}\n["b"]\n', ["line 2", "expected an object", "'[\"b\"]'"]),
         ("a.jsonl", '{"text": "a"} {"text": "b"}\n', ["line 1, column 15", "not JSON"]),
         ("a.jsonl", "{\n", ["line 1", "not JSON"]),
-        ("a.jsonl", '{"text": "a"}\n{"title": "b", "n": 1}\n', ["line 2", "no column 'text'", "title, n"]),
+        ("a.jsonl", '{"text": "a"}\n{"title": "b", "n": 1}\n',
+         ["line 2", "expected text in column 'text'", "the columns are title, n"]),
         ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', ["line 2", "expected text in column 'text'", "'3'"]),
         ("a.jsonl", '{"text": ["a", "b"]}\n', ["line 1", "expected text in column 'text'", "['a', 'b']"]),
         ("a.json", '[{"text": "a"},\n {"text":', ["line 2, column 10", "not JSON", "cut off"]),
         ("a.json", '{"text": "a"}\n{"text": "b"\n', ["line 2", "not JSON"]),
         ("a.json", '[{"text": "a"}, 5]', ["entry 2", "expected an object", "'5'"]),
-        ("a.json", '{"data": [{"text": "a"}, {"title": "b"}]}', ["entry 2", "no column 'text'", "title"]),
+        ("a.json", '{"data": [{"text": "a"}, {"title": "b"}]}',
+         ["entry 2", "expected text in column 'text'", "the columns are title"]),
         ("a.json", "", ["not JSON"]),
         ("a.json", "null", ["expected", "null"]),
         ("a.json", "3", ["expected", "3"]),
@@ -269,8 +364,10 @@ def test_a_field_may_be_longer_than_the_limit_of_the_csv_module(write):
         ("a.csv", 'text,n\n"a\nb",1\nc,d,2\n', ["line 4", "expected 2 columns (text, n), found 3"]),
         ("a.csv", 'text,n\na,1\n"b,2\n', ["line 3", "not a well-formed table", "quotes"]),
         ("a.csv", 'text\n"a"b\n', ["line 2", "not a well-formed table", "quotes"]),
-        ("a.csv", "title,n\na,1\n", ["line 2", "no column 'text'", "title, n", "--text_column_name"]),
-        ("a.tsv", "text,n\na,1\n", ["line 2", "no column 'text'", "text,n"]),  # separated by commas after all
+        ("a.csv", "title,n\na,1\n",
+         ["line 2", "expected text in column 'text'", "the columns are title, n", "--text_column_name"]),
+        ("a.tsv", "text,n\na,1\n",
+         ["line 2", "expected text in column 'text'", "the columns are text,n"]),  # separated by commas after all
         ("a.tsv", "text\tn\na\n", ["line 2", "expected 2 columns (text, n), found 1"]),
         ("a.csv", b"text\na\ncaf\xe9\n", ["line 3: byte 4", "UTF-8"]),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', ["line 2: byte 11", "UTF-8"]),
@@ -339,33 +436,39 @@ def test_documents_are_numbered_through_several_files(write):
         "c.txt": "\nf\ng\n",
         "d.txt": "\n\nh\ni\n\nj\n",
     }
-    documents = documents_of(read_all_texts([write(*file) for file in contents.items()], "text"))
+    documents = documents_of(read_files([write(*file) for file in contents.items()], "text"))
     assert documents == [["a", "b"], ["c"], ["d"], ["e"], ["f"], ["g"], ["h", "i"], ["j"]]
 
 
 def test_documents_are_numbered_through_where_a_file_ends_with_many_empty_rows(write):
     paths = [write("a.jsonl", '{"text": "a"}\n' + '{"text": null}\n' * 25_000), write("b.txt", "b\n")]
-    assert documents_of(read_all_texts(paths, "text")) == [["a"], ["b"]]
+    assert documents_of(read_files(paths, "text")) == [["a"], ["b"]]
 
 
-def test_files_without_any_text_are_refused(write):
-    paths = [write("a.txt", " \n\n"), write("b.txt", "")]
-    with pytest.raises(InputError, match=r"^a.txt, b.txt: .*no text in it .*white space"):
-        list(read_all_texts(paths, "text"))
-    with pytest.raises(InputError, match=r"^b.txt: .*no text in it .*0 bytes"):
-        list(read_all_texts(paths[1:], "text"))
-
-
-def test_a_table_without_rows_is_not_called_white_space(write):
-    with pytest.raises(InputError, match="no text") as refusal:
-        list(read_all_texts([write("a.csv", "text\n")], "text"))
-    assert "white space" not in str(refusal.value)
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {"a.txt": " \n\n", "b.txt": ""},
+        {"b.txt": ""},
+        {"a.csv": "text\n"},
+        {"a.csv": ""},
+        {"a.jsonl": '{"text": null}\n{"text": " "}\n'},
+        {"a.json": "[]"},
+    ],
+)
+def test_files_without_any_text_are_refused(write, tmp_path, contents):
+    paths = [write(*file) for file in contents.items()]
+    source = Source("a.txt and more", "key", lambda: read_files(paths, "text"))
+    assert documents_of(source.read()) == []
+    with pytest.raises(InputError, match=r"^a.txt and more: there is no text in it.*Expected UTF-8 text.*a table"):
+        write_texts(source, tmp_path / "text.arrow")
+    assert not (tmp_path / "text.arrow").exists()
 
 
 def test_a_fault_in_a_later_file_names_that_file(write):
     paths = [write("a.txt", "a\n"), write("b.txt", b"b\n\xff\n")]
     with pytest.raises(InputError, match=r"^b.txt, line 2: "):
-        list(read_all_texts(paths, "text"))
+        list(read_files(paths, "text"))
 
 
 # ---------------------------------------------------------------- what ends a document
@@ -386,22 +489,20 @@ def test_a_fault_in_a_later_file_names_that_file(write):
 @pytest.mark.parametrize("name", ["a.txt", "a.md.gz"])
 def test_documents_of_plain_text_end_where_the_separator_says(write, name, content, by_blank_line, by_line):
     path = write(name, content)
-    assert documents_of(read_texts(path, "text", "blank_line")) == by_blank_line
-    assert documents_of(read_paragraphs(path, "blank_line")) == by_blank_line
-    assert documents_of(read_texts(path, "text", "line")) == by_line
-    assert documents_of(read_paragraphs(path, "line")) == by_line
-    assert documents_of(read_texts(path, "text", "row")) == by_line  # the rows of plain text are its lines
+    assert read(path, separator="blank_line") == by_blank_line
+    assert read(path, separator="line") == by_line
+    assert read(path, separator="row") == by_line  # the rows of plain text are its lines
     separated = len(by_blank_line) > 1  # a blank line between two others
-    assert documents_of(read_texts(path, "text", "auto")) == (by_blank_line if separated else by_line)
-    assert documents_of(read_paragraphs(path)) == documents_of(read_texts(path, "text", "auto"))
+    assert has_blank_lines(path) == separated
+    assert read(path, separator="auto") == (by_blank_line if separated else by_line)
 
 
 def test_a_document_goes_on_beyond_the_piece_that_is_read_at_once(write):
     path = write("a.txt", MEGABYTE * 6 + b"\n" + MEGABYTE * 5 + b"end")
     line = "x" * (2**20 - 1)
-    assert len(list(read_paragraphs(path, "blank_line"))) > 2
-    assert documents_of(read_paragraphs(path, "blank_line")) == [[line] * 6, [line] * 5 + ["end"]]
-    assert documents_of(read_paragraphs(path, "line")) == [[line]] * 11 + [["end"]]
+    assert len(list(read_files([path], "text", "blank_line"))) > 2
+    assert read(path, separator="blank_line") == [[line] * 6, [line] * 5 + ["end"]]
+    assert read(path, separator="line") == [[line]] * 11 + [["end"]]
 
 
 BREAKS = ["a", "b", "", "c", None, " \t", "d", "e"]
@@ -423,37 +524,59 @@ def tables_of(texts):
 @pytest.mark.parametrize(("separator", "documents"), SEPARATORS)
 @pytest.mark.parametrize("name", tables_of(BREAKS))
 def test_documents_of_a_table_end_where_the_separator_says(write, name, separator, documents):
-    assert documents_of(read_texts(write(name, tables_of(BREAKS)[name]), "text", separator)) == documents
+    assert read(write(name, tables_of(BREAKS)[name]), separator=separator) == documents
 
 
 @pytest.mark.parametrize("name", tables_of(BREAKS))
 def test_a_row_with_text_ends_no_document_where_blank_lines_do(write, name):
-    assert documents_of(read_texts(write(name, tables_of("abc")[name]), "text", "blank_line")) == [["a", "b", "c"]]
+    assert read(write(name, tables_of("abc")[name]), separator="blank_line") == [["a", "b", "c"]]
 
 
 def test_documents_of_a_table_go_on_beyond_the_rows_that_are_read_at_once(write):
     texts = [*["a"] * 10_005, "", *["b"] * 9_994, "", "", *["c"] * 3]  # the third 10,000 begin with an end
     path = write("a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
-    assert len(list(read_texts(path, "text", "blank_line"))) > 2
-    assert documents_of(read_texts(path, "text", "blank_line")) == [["a"] * 10_005, ["b"] * 9_994, ["c"] * 3]
-    assert documents_of(read_texts(path, "text", "row")) == [[text] for text in texts if text]
+    assert len(list(read_files([path], "text", "blank_line"))) > 2
+    assert read(path, separator="blank_line") == [["a"] * 10_005, ["b"] * 9_994, ["c"] * 3]
+    assert read(path, separator="row") == [[text] for text in texts if text]
 
 
-@pytest.mark.parametrize(
-    ("separator", "numbers", "following"),
-    [("row", [7, 9, 10, 13], 14), ("auto", [7, 9, 10, 13], 14), ("line", [7, 9, 10, 13], 14),
-     ("blank_line", [7, 8, 8, 10], 10)],
-)  # fmt: skip
-def test_number_rows_goes_on_from_the_number_given(separator, numbers, following):
-    texts, documents, after = number_rows([" a ", "", "b", "c", None, "\n", "d"], 7, separator)
-    assert texts.type == pa.large_string() and texts.to_pylist() == ["a", "b", "c", "d"]
-    assert documents.tolist() == numbers and after == following
+@pytest.mark.parametrize(("separated", "numbers"), [(False, [[0, 2], [3, 6]]), (True, [[0, 1], [1, 3]])])
+def test_documents_are_numbered_through_batches(separated, numbers):
+    batches = [pa.array(texts, pa.large_string()) for texts in (["a", "", "b"], ["c", "", "", "d"], [], [""])]
+    found = list(number_documents(batches, separated))
+    assert [texts.to_pylist() for texts, _ in found] == [["a", "b"], ["c", "d"], [], []]
+    assert all(texts.type == pa.large_string() and documents.dtype == "int64" for texts, documents in found)
+    assert [documents.tolist() for _, documents in found] == [*numbers, [], []]
 
 
-@pytest.mark.parametrize("separator", ["auto", "blank_line", "row"])
-def test_number_rows_of_nothing(separator):
-    texts, documents, after = number_rows([], 3, separator)
-    assert (texts.type, len(texts), documents.tolist(), after) == (pa.large_string(), 0, [], 3)
+def test_nothing_has_no_documents():
+    assert list(number_documents([], True)) == list(number_documents([], False)) == []
+
+
+def test_a_column_is_read_without_white_space_around_it_and_null_is_empty():
+    rows = [("there", {"text": text}) for text in (" a ", "", None, "\n", "b c")]
+    [texts] = read_column(iter(rows), "text")
+    assert texts.type == pa.large_string() and texts.to_pylist() == ["a", "", "", "", "b c"]
+    assert list(read_column(iter([]), "text")) == []
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\r", "\x0c", " \t \r", "\u00a0", "\u3000", "\u2003 \u00a0", "\u2028"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_line_of_any_white_space_is_a_blank_line_for_each_separator(write, blank, late):
+    before = ["a"] + ["x" * (2**20 - 1)] * 5 * late
+    path = write("a.txt", "\n".join([*before, blank, "b", "c"]))
+    for separator in ("blank_line", "auto"):
+        assert read(path, separator=separator) == [before, ["b", "c"]]
+
+
+@pytest.mark.parametrize("around", ["end", "begin", "line"])
+def test_a_long_run_of_blank_lines_or_spaces_takes_no_time(write, around):
+    """As a table that was saved as text leaves them. The limit is a hundred times what it takes."""
+    runs = {"end": "a\nb" + "\n" * 2_000, "begin": "\n" * 2_000 + "a\nb", "line": "a" + " " * 2_000 + "\nb"}
+    path = write("a.txt", runs[around])
+    since = time.perf_counter()
+    assert not has_blank_lines(path)
+    assert time.perf_counter() - since < 2
 
 
 @pytest.mark.parametrize(
@@ -469,7 +592,7 @@ def test_the_separator_holds_for_each_of_several_files_and_a_file_ends_a_documen
     lines = "".join(json.dumps({"text": text}) + "\n" for text in ("f", "g", "", "h"))
     files = {"a.txt": "a\nb\n", "b.txt": "c\nd\n\ne", "empty.txt": "\n\n", "c.jsonl": lines, "d.txt": "i"}
     paths = [write(*file) for file in files.items()]
-    assert documents_of(read_all_texts(paths, "text", separator)) == documents
+    assert documents_of(read_files(paths, "text", separator)) == documents
 
 
 # ---------------------------------------------------------------- finding files
@@ -501,8 +624,8 @@ def test_paths_and_globs_are_found(files, patterns, found):
     ("pattern", "fault"),
     [
         ("d.txt", "there is no such file"),
-        ("*.jsonl", "no file matches this pattern"),
-        ("fold*", "no file matches this pattern"),  # only a folder does
+        ("*.jsonl", "there is no such file"),
+        ("fold*", "there is no such file"),  # only a folder does
         ("texts", "this is a folder, expected a file"),
         ("", "there is no such file"),
     ],

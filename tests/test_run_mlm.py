@@ -680,7 +680,7 @@ MISTAKES = {  # the flags that differ from those of a good run; what the message
     "missing file": ({"train_file": "missing.txt"}, ["--train_file missing.txt", "no such file"]),
     "missing validation file": ({"validation_file": "missing.txt"}, ["--validation_file missing.txt", "no such file"]),
     "one of two files missing": ({"train_file": ["good.txt", "missing.txt"]}, ["--train_file missing.txt"]),
-    "glob without match": ({"train_file": "*.nothing"}, ["--train_file *.nothing", "no file matches"]),
+    "glob without match": ({"train_file": "*.nothing"}, ["--train_file *.nothing", "no such file"]),
     "directory": ({"train_file": "folder"}, ["--train_file folder", "folder", "*.txt"]),
     "empty file": ({"train_file": "empty.txt"}, ["empty.txt", "no text"]),
     "empty jsonl": ({"train_file": "empty.jsonl"}, ["empty.jsonl", "no text"]),
@@ -729,7 +729,8 @@ MISTAKES = {  # the flags that differ from those of a good run; what the message
     "unknown config setting": (
         {"config_overrides": "dropout_of_hidden=0"}, ["--config_overrides", "dropout_of_hidden"]),
     "config setting without value": ({"config_overrides": "hidden_dropout_prob"}, ["--config_overrides", "KEY=VALUE"]),
-    "unknown key in --config": ({"config": "key.yaml"}, ["key.yaml", "'learning_rte'"]),
+    "unknown key in --config": (
+        {"config": "key.yaml"}, ["key.yaml", "--learning_rte", "did you mean --learning_rate?"]),
     "no such --config": ({"config": "missing.yaml"}, ["missing.yaml"]),
     "--config is a list": ({"config": "list.yaml"}, ["list.yaml", "flag"]),
     "--config is not YAML": ({"config": "text.yaml"}, ["text.yaml", "line 1"]),
@@ -745,10 +746,10 @@ MISTAKES = {  # the flags that differ from those of a good run; what the message
     "numbers in a data set": ({"train_file": None, "dataset_name": "numbers"}, ["numbers", "text"]),
     "blanks in a data set": ({"train_file": None, "dataset_name": "blanks"}, ["blanks", "text"]),
     "files and a data set": ({"dataset_name": "titles"}, ["--dataset_name", "one of the two"]),
-    "misspelt flag": ({"lerning_rate": 1}, ["unknown argument --lerning_rate", "did you mean --learning_rate?"]),
-    "shortened flag": ({"num_train": 1}, ["unknown argument --num_train"]),
+    "misspelt flag": ({"lerning_rate": 1}, ["--lerning_rate is not a flag", "did you mean --learning_rate?"]),
+    "shortened flag": ({"num_train": 1}, ["--num_train is not a flag"]),
     "mlm_probability 0": ({"mlm_probability": 0}, ["--mlm_probability is 0"]),
-    "mlm_probability 15": ({"mlm_probability": 15}, ["--mlm_probability is 15", "up to 1"]),
+    "mlm_probability 15": ({"mlm_probability": 15}, ["--mlm_probability is 15", "at most 1"]),
     "replacements over 1": (
         {"mask_replace_prob": 0.8, "random_replace_prob": 0.3}, ["--mask_replace_prob", "--random_replace_prob"]),
     "batch 0": ({"per_device_train_batch_size": 0}, ["--per_device_train_batch_size is 0"]),
@@ -762,7 +763,7 @@ MISTAKES = {  # the flags that differ from those of a good run; what the message
     "split of 100%": ({"validation_split_percentage": 100}, ["--validation_split_percentage is 100"]),
     "no epochs": ({"num_train_epochs": 0}, ["--num_train_epochs is 0"]),
     "unknown choice": ({"masking": "words"}, ["--masking", "whole_word"]),
-    "not a switch": ({"line_by_line": "maybe"}, ["--line_by_line", "'maybe'"]),
+    "not a switch": ({"line_by_line": "maybe"}, ["--line_by_line", "maybe"]),
     "training without data": (
         {"train_file": None, "validation_file": "good.txt", "do_train": True}, ["--do_train", "--train_file"]),
     "nothing to predict": ({"do_predict": True}, ["--do_predict", "--test_file"]),

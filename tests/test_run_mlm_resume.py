@@ -16,9 +16,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import ALIKE, ROOT, Run, command_line, contents, read_log, read_results, run_script
-
-from utils.checkpoints import write_manifest
+from helpers import ALIKE, ROOT, Run, command_line, contents, read_log, read_results, run_script, write_manifest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -497,7 +495,7 @@ def test_a_finished_run_resumed_stays_as_it_is(mlm, undisturbed, tmp_path):
 
 def test_a_resume_may_go_on_for_longer(mlm, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "out")
-    mlm(resume_from_checkpoint="latest", num_train_epochs=3, lr_scheduler_type="constant").checked()
+    mlm(resume_from_checkpoint="latest", num_train_epochs=3).checked()
     assert [entry["step"] for entry in read_log(tmp_path / "out", "loss")] == list(range(1, 25))
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
-from run_ner import find_scheme, read_tagged, write_tags
+from run_ner import find_scheme, parse_args, read_tagged, write_tags
 from utils.similar_lengths import SimilarLengthSampler
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
@@ -685,6 +686,22 @@ def test_what_is_certain_of_the_unlabelled_is_learned_in_the_next_round(tiny_ber
     assert nats == pytest.approx(read_results(out)["eval_loss"], rel=1e-5)
 
 
+def test_a_model_that_is_scored_on_its_own_loses_the_scores_of_before_its_training(ner, trained, files, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "out")
+    ner(model=tmp_path / "out", validation_file=files["test_file"]).checked()
+    before, after = read_results(trained[0]), read_results(tmp_path / "out")
+    assert after.keys() == {name for name in before if not name.startswith("initial_")}
+    assert after["train_loss"] == before["train_loss"] and after["eval_f1"] != before["eval_f1"]
+    assert after["eval_f1"] == before["predict_f1"] == after["predict_f1"]  # of the same sentences
+
+
+def test_flags_may_be_spelt_with_hyphens_and_switched_off():
+    args = parse_args(["--train-file", "x", "--max-seq-length", "9", "--no_constrained_decoding"])
+    assert (args.train_file, args.max_seq_length, args.stride, args.constrained_decoding) == (["x"], 9, 2, False)
+    assert parse_args(["--text", "a"]).constrained_decoding
+    assert not parse_args(["--text", "a", "--constrained_decoding", "false"]).constrained_decoding
+
+
 # ---------------------------------------------------------------- mistakes
 
 
@@ -712,7 +729,7 @@ MISTAKES = {
     "tag that the model lacks": ({"model": "TAGGER", "train_file": None, "validation_file": "other.conll"},
                                  ["other.conll, line 1", "B-FOO", "I-ORG, B-LOC"]),
     "stride": ({"stride": 46}, ["--stride is 46", "0 to 45"]),
-    "misspelt": ({"train_fil": "x"}, ["unknown argument --train_fil", "did you mean --train_file?"]),
+    "misspelt": ({"train_fil": "x"}, ["--train_fil is not a flag", "did you mean --train_file?"]),
     "two precisions": ({"bf16": True, "mixed_precision": "bf16"}, ["--mixed_precision bf16", "--bf16"]),
     "metric": ({"metric_for_best_model": "bleu"}, ["--metric_for_best_model bleu", "strict_f1"]),
     "no metric": ({"metric_for_best_model": ""}, ["--metric_for_best_model", "strict_f1"]),

@@ -45,6 +45,7 @@ CURVE = {
     "logging_steps": 1,
     "save_strategy": "no",
     "max_seq_length": LENGTH,
+    "sentence_per_line": True,
     **NO_DROPOUT,
 }
 
@@ -75,13 +76,10 @@ def validation_text(tmp_path_factory, prose):
     return write_documents(tmp_path_factory.mktemp("validation") / "validation.txt", documents)
 
 
-UNITS = {"sentence": {"sentence_per_line": True}, "segment": {"pair_unit": "segment", "num_train_epochs": 3}}
-
-
-@pytest.fixture(scope="session", params=UNITS)
-def trained(request, tmp_path_factory, tiny_pair_bert, train_text, validation_text):
-    """(unit, output folder) of a plain run in batches of 8, dropout off. Not to be written to."""
-    folder = tmp_path_factory.mktemp(f"trained_{request.param}")
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_pair_bert, train_text, validation_text):
+    """Output folder of a plain run in batches of 8, dropout off. Not to be written to."""
+    folder = tmp_path_factory.mktemp("trained")
     settings = {
         **ALIKE,
         "model": tiny_pair_bert,
@@ -89,18 +87,17 @@ def trained(request, tmp_path_factory, tiny_pair_bert, train_text, validation_te
         "validation_file": validation_text,
         "per_device_train_batch_size": 8,
         **CURVE,
-        **UNITS[request.param],
         "output_dir": folder / "out",
         "save_strategy": "epoch",
     }
     Run("run_nsp.py", settings, folder).wait().checked()
-    return request.param, folder / "out"
+    return folder / "out"
 
 
 # ---------------------------------------------------------------- scores
 
 
-def collator_of(folder, path, unit="sentence", seed=0, sentence_per_line=False, objective="nsp"):
+def collator_of(folder, path, seed=0, sentence_per_line=False, objective="nsp"):
     """A PairCollator over a file that was read without the script."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return PairCollator(
@@ -108,18 +105,16 @@ def collator_of(folder, path, unit="sentence", seed=0, sentence_per_line=False, 
         size=LENGTH - 3,
         edges=[tokenizer.cls_token_id, tokenizer.sep_token_id],
         pad_id=tokenizer.pad_token_id,
-        unit=unit,
         objective=objective,
-        short_seq_prob=0.1,
         seed=seed,
     )
 
 
 def pair_logits(model, collator, example):
     """Scores of one pair, without padding, by the model alone: ((2,), label)."""
-    (ids,), (types,), (label,) = collator.rows([example])
-    inputs = {"input_ids": torch.from_numpy(ids)[None], "token_type_ids": torch.from_numpy(types)[None]}
-    return model(**inputs).logits[0], label
+    batch = collator([example])
+    logits = model(input_ids=batch["input_ids"], token_type_ids=batch["token_type_ids"]).logits
+    return logits[0], batch["next_sentence_label"].item()
 
 
 def scores_by_hand(logits, labels, prefix="eval_"):
@@ -152,12 +147,12 @@ def assert_scores_agree(results, expected, prefix=""):
 
 @pytest.fixture(scope="session")
 def expected_scores(tiny_pair_bert, validation_text):
-    """Scores by plain_scores of the validation text, paired in several ways."""
+    """Scores by plain_scores of the validation text, paired for an objective."""
 
     @functools.cache
-    def scores(unit, objective):
-        collator = collator_of(tiny_pair_bert, validation_text, unit, objective=objective)
-        assert len({len(collator.rows([i])[0][0]) for i in range(collator.count(0))}) > 5
+    def scores(objective):
+        collator = collator_of(tiny_pair_bert, validation_text, objective=objective)
+        assert len({collator([i])["input_ids"].shape for i in range(collator.count(0))}) > 5  # most need padding
         found = plain_scores(tiny_pair_bert, collator)
         assert all(value for name, value in found.items() if "_taken_for_" in name)
         return found
@@ -166,33 +161,30 @@ def expected_scores(tiny_pair_bert, validation_text):
 
 
 @pytest.mark.parametrize(
-    ("unit", "objective", "batch_size", "processes"),
+    ("objective", "batch_size", "processes"),
     [
-        *[("sentence", "nsp", *split) for split in [(4, 1), (8, 1), (32, 1), (4, 2), (8, 3)]],
-        ("segment", "nsp", 32, 1),
-        ("segment", "nsp", 8, 2),
-        ("segment", "nsp", 4, 3),
-        ("sentence", "sop", 8, 1),
-        ("segment", "sop", 4, 2),
+        *[("nsp", *split) for split in [(4, 1), (8, 1), (32, 1), (4, 2), (8, 3)]],
+        ("sop", 8, 1),
+        ("sop", 4, 2),
     ],
 )
 def test_scores_are_those_of_a_plain_computation_for_any_batch_size_and_process_count(
-    nsp, expected_scores, validation_text, tmp_path, unit, objective, batch_size, processes
+    nsp, expected_scores, validation_text, tmp_path, objective, batch_size, processes
 ):
-    settings = {"pair_unit": unit, "objective": objective, "per_device_eval_batch_size": batch_size}
+    settings = {"objective": objective, "per_device_eval_batch_size": batch_size}
     done = nsp(validation_file=validation_text, processes=processes, **settings).checked()
     assert done.out.count("Running on") == 1
-    results, expected = read_results(tmp_path / "out"), expected_scores(unit, objective)
+    results, expected = read_results(tmp_path / "out"), expected_scores(objective)
     assert_scores_agree(results, expected)
     assert results.keys() == expected.keys()
+    assert re.search("^ +before +after$", done.out, re.MULTILINE)
+    assert re.search(f"^eval_loss +- +{results['eval_loss']:.4f}$", done.out, re.MULTILINE)
 
 
 def test_the_scores_before_and_after_are_those_of_the_two_models(trained, tiny_pair_bert, validation_text):
-    unit, output_dir = trained
-    collator = collator_of(tiny_pair_bert, validation_text, unit, sentence_per_line=unit == "sentence")
-    results = read_results(output_dir)
+    collator, results = collator_of(tiny_pair_bert, validation_text, sentence_per_line=True), read_results(trained)
     assert_scores_agree(results, plain_scores(tiny_pair_bert, collator), "initial_")
-    assert_scores_agree(results, plain_scores(output_dir, collator))
+    assert_scores_agree(results, plain_scores(trained, collator))
     assert results["eval_loss"] != results["initial_eval_loss"]
 
 
@@ -261,61 +253,40 @@ def plain_curve(folder, collator, batch_size, epochs, learning_rate):
 
 
 def test_the_loss_curve_is_that_of_a_plain_loop(trained, tiny_pair_bert, train_text):
-    unit, output_dir = trained
-    collator = collator_of(tiny_pair_bert, train_text, unit, seed=42, sentence_per_line=unit == "sentence")
-    epochs = UNITS[unit].get("num_train_epochs", 2)
-    losses, counts, model = plain_curve(tiny_pair_bert, collator, 8, epochs, CURVE["learning_rate"])
-    assert len(set(counts)) == (1 if unit == "sentence" else epochs)  # packed anew, there are more or fewer of them
+    collator = collator_of(tiny_pair_bert, train_text, seed=42, sentence_per_line=True)
+    losses, counts, model = plain_curve(tiny_pair_bert, collator, 8, CURVE["num_train_epochs"], CURVE["learning_rate"])
+    assert counts == [57, 57]  # 8 updates in each epoch, the last one of a single pair
     assert np.ptp(losses) > 0.1  # so that equal curves say something
-    np.testing.assert_allclose(losses_of(output_dir), losses, rtol=0, atol=1e-4)
-    assert_weights_agree(load_file(output_dir / "model.safetensors"), model.state_dict())
+    np.testing.assert_allclose(losses_of(trained), losses, rtol=0, atol=1e-4)
+    assert_weights_agree(load_file(trained / "model.safetensors"), model.state_dict())
 
-    ends = np.cumsum([math.ceil(count / 8) for count in counts]).tolist()
-    log = read_log(output_dir, "eval_loss")
-    assert [(entry["step"], entry["epoch"]) for entry in log] == [(end, n) for n, end in enumerate(ends, 1)]
-    starts = [0, *ends]
-    expected = [
-        round(epoch + k / (ends[epoch] - starts[epoch]), 4)
-        for epoch in range(epochs)
-        for k in range(1, ends[epoch] - starts[epoch] + 1)
-    ]
-    assert [entry["epoch"] for entry in read_log(output_dir, "loss")] == pytest.approx(expected)
-    results = read_results(output_dir)
-    assert (results["step"], results["epoch"]) == (ends[-1], epochs)
-    assert sorted(path.name for path in output_dir.glob("checkpoint-*")) == sorted(
-        f"checkpoint-{end}" for end in ends[-2:]
-    )
+    log = read_log(trained, "eval_loss")
+    assert [(entry["step"], entry["epoch"]) for entry in log] == [(8, 1), (16, 2)]
+    expected = [round(update / 8, 4) for update in range(1, 17)]
+    assert [entry["epoch"] for entry in read_log(trained, "loss")] == pytest.approx(expected)
+    results = read_results(trained)
+    assert (results["step"], results["epoch"]) == (16, 2)
+    assert {path.name for path in trained.glob("checkpoint-*")} == {"checkpoint-8", "checkpoint-16"}
 
 
-@pytest.mark.parametrize(
-    ("trained", "processes", "batch_size", "accumulation"),
-    [
-        ("sentence", 1, 2, 4),
-        ("sentence", 2, 4, 1),
-        ("sentence", 2, 1, 4),
-        ("segment", 1, 2, 4),
-        ("segment", 2, 4, 1),
-    ],
-    indirect=["trained"],
-)
+@pytest.mark.parametrize(("processes", "batch_size", "accumulation"), [(1, 2, 4), (2, 4, 1), (2, 1, 4)])
 def test_the_curve_is_the_same_for_any_split_of_the_global_batch(
     nsp, trained, train_text, validation_text, tmp_path, processes, batch_size, accumulation
 ):
-    # The last batch of an epoch can be a single pair: most processes and most of the accumulated batches get nothing.
-    unit, output_dir = trained
+    # The last batch of an epoch is a single pair: most processes and most of the accumulated batches get nothing.
     nsp(
         train_file=train_text,
         validation_file=validation_text,
         processes=processes,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
-        **(CURVE | UNITS[unit]),
+        **CURVE,
     ).checked()
-    np.testing.assert_allclose(losses_of(tmp_path / "out"), losses_of(output_dir), rtol=0, atol=1e-4)
-    for now, then in zip(read_log(tmp_path / "out", "eval_loss"), read_log(output_dir, "eval_loss"), strict=True):
+    np.testing.assert_allclose(losses_of(tmp_path / "out"), losses_of(trained), rtol=0, atol=1e-4)
+    for now, then in zip(read_log(tmp_path / "out", "eval_loss"), read_log(trained, "eval_loss"), strict=True):
         assert (now["step"], now["epoch"]) == (then["step"], then["epoch"])
         assert now["eval_loss"] == pytest.approx(then["eval_loss"], abs=1e-4)
-    assert_weights_agree(load_file(tmp_path / "out" / "model.safetensors"), load_file(output_dir / "model.safetensors"))
+    assert_weights_agree(load_file(tmp_path / "out" / "model.safetensors"), load_file(trained / "model.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -329,21 +300,20 @@ def test_the_curve_is_the_same_for_any_split_of_the_global_batch(
 def test_what_changes_speed_or_memory_changes_no_loss(
     nsp, trained, train_text, validation_text, tmp_path, flags, tolerance
 ):
-    unit, output_dir = trained
     nsp(
         train_file=train_text,
         validation_file=validation_text,
         per_device_train_batch_size=8,
-        **(CURVE | UNITS[unit]),
+        **CURVE,
         **flags,
     ).checked()
-    np.testing.assert_allclose(losses_of(tmp_path / "out"), losses_of(output_dir), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(losses_of(tmp_path / "out"), losses_of(trained), rtol=0, atol=tolerance)
 
 
 @pytest.fixture(scope="session")
 def one_task(tmp_path_factory, tiny_pair_bert, train_text):
     """(settings, losses) of a short run."""
-    settings = {**ALIKE, **CURVE, "model": tiny_pair_bert, "train_file": train_text, "sentence_per_line": True}
+    settings = {**ALIKE, **CURVE, "model": tiny_pair_bert, "train_file": train_text}
     settings |= {"max_steps": 6, "learning_rate": 1e-3, "validation_split_percentage": 0}
     folder = tmp_path_factory.mktemp("one_task")
     Run("run_nsp.py", settings | {"output_dir": folder / "out"}, folder).wait().checked()
@@ -355,8 +325,6 @@ def one_task(tmp_path_factory, tiny_pair_bert, train_text):
     [
         {"objective": "sop"},
         {"seed": 7},
-        {"pair_unit": "segment", "short_seq_prob": 0},
-        {"pair_unit": "segment", "short_seq_prob": 1},
         {"sentences_per_document": 2},
         {"document_separator": "line", "sentence_per_line": False},
         {"config_overrides": "hidden_dropout_prob=0.1"},
@@ -449,7 +417,10 @@ def predictions_of(output_dir):
 def test_pairs_of_a_table_are_judged_as_transformers_does(nsp, tiny_pair_bert, tmp_path, name, labelled, flags):
     path = write_pairs(tmp_path / name, PAIRS, LABELS if labelled else None)
     done = nsp(test_file=path, **flags).checked()
-    assert f"{len(PAIRS)} pairs are judged" in done.out
+    assert f"{len(PAIRS)} rows are in {tmp_path / 'out' / 'predictions.jsonl'}" in done.out
+    assert "1 of 5 pairs are longer than --max_seq_length" in done.out
+    tokenizer = AutoTokenizer.from_pretrained(tiny_pair_bert)
+    tokens = [sum(len(tokenizer.tokenize(text)) for text in pair) for pair in PAIRS]
     expected, rows = plain_judgements(tiny_pair_bert, PAIRS), predictions_of(tmp_path / "out")
     assert {row["verdict"] for row in rows} == {"is next", "not next"}
     for i, (row, scores) in enumerate(zip(rows, expected, strict=True)):
@@ -458,6 +429,7 @@ def test_pairs_of_a_table_are_judged_as_transformers_does(nsp, tiny_pair_bert, t
         assert [row["score_is_next"], row["score_not_next"]] == pytest.approx(scores.tolist(), abs=1e-5)
         assert row["probability"] == pytest.approx(scores.softmax(dim=-1)[0].item(), abs=1e-5)
         assert row["verdict"] == ["is next", "not next"][scores.argmax()]
+        assert row["tokens_cut"] == max(0, tokens[i] + 3 - LENGTH)
     if labelled:
         results = read_results(tmp_path / "out")
         assert_scores_agree(results, scores_by_hand(expected, LABELS, "predict_"))
@@ -475,6 +447,9 @@ def test_judged_at_the_end_of_a_training_run_it_is_the_trained_model_that_judges
     results = read_results(tmp_path / "out")
     assert_scores_agree(results, scores_by_hand(expected, LABELS, "predict_"))
     assert {"eval_loss", "initial_eval_loss", "train_loss", "predict_accuracy"} <= results.keys()
+    before, after = (f"{results[name]:.4f}" for name in ("initial_eval_loss", "eval_loss"))
+    assert re.search(f"^eval_loss +{before} +{after}$", done.out, re.MULTILINE)
+    assert re.search(f"^predict_loss +- +{results['predict_loss']:.4f}$", done.out, re.MULTILINE)
     assert_verdict(done.out, *PAIRS[0], expected[0])
 
 
@@ -505,7 +480,7 @@ def test_one_pair_gets_a_verdict_in_words_and_nothing_is_written(nsp, tiny_pair_
 def test_a_pair_that_is_cut_is_said_to_be(nsp):
     asked = {"sentence_a": "the " * 20, "sentence_b": "the " * 9}
     out = nsp(max_seq_length=24, **asked).checked().out
-    assert "1 of 1 pairs are longer than --max_seq_length 24" in out
+    assert "1 of 1 pairs are longer than --max_seq_length" in out
     assert "--max_seq_length" not in nsp(max_seq_length=32, **asked).checked().out
 
 
@@ -561,8 +536,8 @@ def test_faulty_rows_may_be_skipped_and_are_listed(nsp, tiny_pair_bert, tmp_path
     rows += ["A,B,7", "A,B", "A three,B three,1"]
     (tmp_path / "pairs.csv").write_text("\n".join(["sentence_a,sentence_b,label", *rows, ""]), encoding="utf-8")
     done = nsp(test_file="pairs.csv", on_bad_row="skip", processes=processes).checked()
-    assert "3 pairs are judged" in done.out
-    assert re.search("3 faulty rows .*skipped_rows.jsonl", done.out)
+    for name in ("predictions.jsonl", "skipped_rows.jsonl"):
+        assert done.out.count(f"3 rows are in {tmp_path / 'out' / name}") == 1
     lines = (tmp_path / "out" / "skipped_rows.jsonl").read_text(encoding="utf-8").splitlines()
     skipped = [json.loads(line) for line in lines]
     assert [re.search(r"pairs.csv, line (\d)", row["place"])[1] for row in skipped] == ["3", "5", "6"]
@@ -571,6 +546,34 @@ def test_faulty_rows_may_be_skipped_and_are_listed(nsp, tiny_pair_bert, tmp_path
     pairs = [(f"A {n}", f"B {n}") for n in ("one", "two", "three")]
     expected = scores_by_hand(plain_judgements(tiny_pair_bert, pairs), [0, 1, 1], "predict_")
     assert_scores_agree(read_results(tmp_path / "out"), expected)
+
+
+def test_what_only_judges_leaves_its_predictions_beside_the_model_that_lies_there(nsp, trained, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    path = write_pairs(tmp_path / "pairs.jsonl", PAIRS[:2], LABELS[:2])
+    path.write_text(path.read_text(encoding="utf-8") + "{}\n", encoding="utf-8")
+    expected = scores_by_hand(plain_judgements(trained, PAIRS[:2]), LABELS[:2], "predict_")
+    for number in (1, 2):
+        nsp(model=out, test_file=path, on_bad_row="skip").checked()
+        folder = out / f"eval-{number}"
+        assert {path.name for path in folder.iterdir()} >= {"predictions.jsonl", "skipped_rows.jsonl"}
+        assert [(row["sentence_a"], row["sentence_b"]) for row in predictions_of(folder)] == PAIRS[:2]
+        assert_scores_agree(read_results(folder), expected)
+    nsp(model=out, sentence_a="A", sentence_b="B").checked()  # which leaves nothing
+    left = {path: content for path, content in contents(out).items() if path.parts[0] not in ("eval-1", "eval-2")}
+    assert left == contents(trained)
+
+
+def test_a_run_that_only_judges_replaces_no_results_where_an_earlier_folder_is_gone(nsp, trained, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    for _ in range(2):
+        nsp(model=out, test_file=write_pairs(tmp_path / "pairs.tsv", PAIRS, LABELS)).checked()
+    shutil.rmtree(out / "eval-1")
+    before = contents(out)
+    nsp(model=out, test_file=write_pairs(tmp_path / "pairs.tsv", PAIRS[:1], LABELS[:1])).checked()
+    assert {path: content for path, content in contents(out).items() if path in before} == before
 
 
 # ---------------------------------------------------------------- mistakes
@@ -610,16 +613,20 @@ MISTAKES = {
         {"validation_file": "single.txt", "objective": "sop"}, ["single.txt", "no document of two sentences"]),
     "roberta": ({"model": "roberta"}, ["--model roberta", "no head", "bert, ernie", "mobilebert"]),
     "distilbert": ({"model": "distilbert"}, ["--model distilbert", "no head", "bert, ernie", "mobilebert"]),
-    "A without B": ({"train_file": None, "sentence_a": "A"}, ["--sentence_a and --sentence_b", "both"]),
-    "B without A": ({"train_file": None, "sentence_b": "B"}, ["--sentence_a and --sentence_b", "both"]),
-    "empty A": ({"train_file": None, "sentence_a": " ", "sentence_b": "B"}, ["--sentence_a is empty"]),
-    "length 4": ({"max_seq_length": 4}, ["--max_seq_length is 4", "5 or more"]),
+    "A without B": (
+        {"train_file": None, "sentence_a": "A"}, ["--sentence_b is missing", "--sentence_a and --sentence_b", "both"]),
+    "B without A": (
+        {"train_file": None, "sentence_b": "B"}, ["--sentence_a is missing", "--sentence_a and --sentence_b", "both"]),
+    "empty A": ({"train_file": None, "sentence_a": " ", "sentence_b": "B"}, ["--sentence_a is missing, empty"]),
+    "B in another encoding": (
+        {"train_file": None, "sentence_a": "A", "sentence_b": "caf\udce9"}, ["--sentence_b is", "not UTF-8"]),
+    "length 4": ({"max_seq_length": 4}, ["--max_seq_length is 4", "at least 5"]),
     "longer than the model": ({"max_seq_length": 65}, ["--max_seq_length is 65", "at most 64"]),
-    "documents of one sentence": ({"sentences_per_document": 1}, ["--sentences_per_document is 1", "2 or more"]),
-    "short_seq_prob": ({"short_seq_prob": 1.1}, ["--short_seq_prob is 1.1", "0 to 1"]),
+    "documents of one sentence": ({"sentences_per_document": 1}, ["--sentences_per_document is 1", "at least 2"]),
     "unknown objective": ({"objective": "mlm"}, ["--objective", "nsp", "sop"]),
-    "unknown unit": ({"pair_unit": "word"}, ["--pair_unit", "sentence", "segment"]),
-    "misspelt flag": ({"pair_units": "sentence"}, ["unknown argument --pair_units", "did you mean --pair_unit?"]),
+    "segments": ({"pair_unit": "segment"}, ["--pair_unit is not a flag of this script", "run_pretraining.py makes"]),
+    "short segments": ({"short_seq_prob": 0}, ["--short_seq_prob is not a flag of this script", "run_pretraining.py"]),
+    "misspelt flag": ({"objectives": "sop"}, ["--objectives is not a flag", "did you mean --objective?"]),
     "missing file": ({"train_file": "missing.txt"}, ["--train_file missing.txt", "no such file"]),
     "missing pairs": ({"test_file": "missing.tsv"}, ["--test_file missing.tsv", "no such file"]),
     "nothing to judge": ({"do_predict": True}, ["--do_predict", "--test_file"]),
@@ -651,10 +658,12 @@ def test_documents_of_one_sentence_are_left_out_and_counted_once(nsp, tmp_path):
     write_documents(tmp_path / "text.txt", documents)
     for processes in (1, 2):
         done = nsp(validation_file="text.txt", processes=processes, output_dir=tmp_path / str(processes)).checked()
-        (line,) = re.findall("^Validation .*", done.out, re.MULTILINE)
-        assert "3 pairs" in line and "5 sentences" in line and "2 documents" in line
-        assert "2 documents of one sentence are left out" in line
+        (line,) = re.findall("^Documents +validation: .*", done.out, re.MULTILINE)
+        assert line.split(": ")[1].startswith("2 in text.txt, with 5 sentences, ")
+        assert line.endswith("; 2 of one sentence are left out")
         assert done.out.count("left out") == 1
+        (line,) = re.findall("^Validation .*", done.out, re.MULTILINE)
+        assert line.split(maxsplit=1)[1] == "3 pairs an epoch of text.txt"
 
 
 @pytest.mark.parametrize("flags", [{"objective": "sop"}, {"sentences_per_document": 2}], ids=str)
@@ -668,8 +677,7 @@ def test_one_document_does_for_sentence_order_or_where_it_is_cut(nsp, inputs, tm
 
 
 def test_the_results_carry_the_promised_names(trained):
-    _, output_dir = trained
-    results = read_results(output_dir)
+    results = read_results(trained)
     scores = set(scores_by_hand([torch.zeros(2)], [0]))
     assert results.keys() == scores | {f"initial_{name}" for name in scores} | {
         "step",
@@ -682,32 +690,30 @@ def test_the_results_carry_the_promised_names(trained):
 
 
 def test_the_model_loads_whole_and_nothing_it_left_runs_code(trained):
-    _, output_dir = trained
-    model, info = BertForNextSentencePrediction.from_pretrained(output_dir, output_loading_info=True)
+    model, info = BertForNextSentencePrediction.from_pretrained(trained, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.config.hidden_dropout_prob == 0  # as --config_overrides asked
-    suffixes = {path.suffix for path in output_dir.rglob("*") if path.is_file()}
+    suffixes = {path.suffix for path in trained.rglob("*") if path.is_file()}
     assert suffixes == {".json", ".jsonl", ".md", ".pt", ".safetensors"}
-    for path in output_dir.rglob("*.pt"):
+    for path in trained.rglob("*.pt"):
         assert path.name == "optimizer.pt"
         assert "state" in torch.load(path, weights_only=True)
 
 
 def test_the_model_card_tells_of_data_settings_and_scores(trained):
-    unit, output_dir = trained
-    card = (output_dir / "README.md").read_text(encoding="utf-8")
+    card = (trained / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---")[1])
     # No tag of a task: the Hub's "text-classification" would load another head, at random.
     assert front["library_name"] == "transformers" and "pipeline_tag" not in front
-    results = read_results(output_dir)
+    results = read_results(trained)
     assert f"{results['initial_eval_loss']:.4f} | {results['eval_loss']:.4f}" in card
     assert "train.txt" in card and "next sentence prediction" in card
     settings = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
-    assert (settings["learning_rate"], settings["pair_unit"], settings["seed"]) == (CURVE["learning_rate"], unit, 42)
+    assert (settings["learning_rate"], settings["objective"], settings["seed"]) == (CURVE["learning_rate"], "nsp", 42)
 
 
 def test_the_log_begins_with_the_scores_before_training(trained):
-    log = read_log(trained[1])
+    log = read_log(trained)
     assert [entry["step"] for entry in log if "initial_eval_loss" in entry] == [0]
     steps = [entry["step"] for entry in log if "loss" in entry]
     assert steps == list(range(1, len(steps) + 1))
@@ -715,7 +721,7 @@ def test_the_log_begins_with_the_scores_before_training(trained):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(nsp, trained, train_text, tmp_path):
-    shutil.copytree(trained[1], tmp_path / "out")
+    shutil.copytree(trained, tmp_path / "out")
     before = contents(tmp_path / "out")
     done = nsp(train_file=train_text, max_steps=2)
     assert_one_message(done, ["in use", "--resume_from_checkpoint", "--overwrite_output_dir"])
@@ -723,11 +729,11 @@ def test_a_second_run_in_the_same_folder_is_refused(nsp, trained, train_text, tm
 
 
 def test_settings_of_the_config_file_hold_unless_typed(nsp, train_text, tmp_path):
-    settings = {"train_file": [str(train_text)], "pair_unit": "segment", "objective": "sop", "max_steps": 3}
+    settings = {"train_file": [str(train_text)], "sentences_per_document": 3, "objective": "sop", "max_steps": 3}
     settings |= {"lr_scheduler_type": "constant", "learning_rate": "1e-3", "eval_strategy": "no"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     nsp(config="run.yaml", max_steps=2, logging_steps=1).checked()
     log = read_log(tmp_path / "out", "loss")
     assert [(entry["step"], entry["learning_rate"]) for entry in log] == [(1, 1e-3), (2, 1e-3)]
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "sentence order prediction" in card and 'pair_unit: "segment"' in card
+    assert "sentence order prediction" in card and "sentences_per_document: 3" in card

@@ -11,14 +11,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-from helpers import ALIKE, Run, contents, read_log, run_script
+from helpers import ALIKE, Run, contents, read_log, read_results, run_script
 from test_run_mlm_resume import assert_ended_alike, kill_at, names_of_checkpoints, on_change
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
-SETTINGS = {  # with dropout; segments are packed anew each epoch, in which there are more or fewer of them
+SETTINGS = {  # with dropout
     **ALIKE,
-    "pair_unit": "segment",
     "max_seq_length": 48,
     "per_device_train_batch_size": 8,
     "num_train_epochs": 3,
@@ -157,8 +156,6 @@ def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(pair_fil
     ("flags", "fragments"),
     [
         ({"objective": "sop"}, ["--objective was nsp", "now sop"]),
-        ({"pair_unit": "sentence"}, ["--pair_unit was segment", "now sentence"]),
-        ({"short_seq_prob": 0.2}, ["--short_seq_prob was 0.1", "now 0.2"]),
         ({"seed": 7}, ["--seed was 42", "now 7"]),
         ({"max_seq_length": 40}, ["--max_seq_length was 48", "now 40"]),
         ({"max_train_samples": 20}, ["--max_train_samples was None", "now 20"]),
@@ -185,9 +182,21 @@ def test_a_resume_with_other_pairs_is_refused(nsp, stopped, tmp_path, flags, fra
     assert contents(tmp_path / "out") == contents(stopped)
 
 
+@pytest.mark.parametrize("asked", ["latest", "checkpoint"])
+def test_a_checkpoint_can_be_scored_alone(nsp, undisturbed, ends, tmp_path, asked):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    checkpoint = out / f"checkpoint-{ends[-1] // 3 * 3}"
+    asked = checkpoint if asked == "checkpoint" else asked
+    done = nsp(train_file=None, do_eval=True, resume_from_checkpoint=asked).checked()
+    assert f"Model       {checkpoint}, " in done.out
+    nsp(train_file=None, model=checkpoint, output_dir=tmp_path / "scored").checked()
+    assert read_results(out / "eval-1") == read_results(tmp_path / "scored")
+
+
 def test_a_finished_run_may_go_on_for_longer(nsp, undisturbed, ends, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "out")
-    nsp(resume_from_checkpoint="latest", num_train_epochs=4, lr_scheduler_type="constant").checked()
+    nsp(resume_from_checkpoint="latest", num_train_epochs=4).checked()
     steps = [entry["step"] for entry in read_log(tmp_path / "out", "loss")]
     assert steps == list(range(1, steps[-1] + 1))
     assert [entry["step"] for entry in read_log(tmp_path / "out", "eval_loss")] == [*ends, steps[-1]]

@@ -4,6 +4,7 @@ import functools
 import math
 import re
 import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from helpers import (
     Run,
     add_pair_head,
     contents,
+    hide_nothing,
     read_documents,
     read_log,
     read_results,
@@ -37,8 +39,7 @@ import run_mlm
 import run_pretraining
 from run_pretraining import PretrainingCollator
 from utils.devices import Processes
-from utils.masks import mask_tokens, word_continuations
-from utils.pairs import PairCollator
+from utils.masks import Masker, mask_tokens, word_continuations
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
 LENGTH = 48  # of the examples, in tokens
@@ -110,28 +111,38 @@ class Plain:
     """The two tasks by transformers alone: one pair at a time, without padding, scores for all positions.
 
     Args:
-        folder: of the tokenizer. path: the text. seed: of pairs and masks. masking: more arguments of mask_tokens.
-        pairs: more arguments of PairCollator.
+        folder: of the tokenizer.
+        path: the text.
+        seed: of pairs and masks.
+        masking: more arguments of mask_tokens.
+        whole_words: whether words are hidden whole.
+        unit, objective: of the pairs.
     """
 
-    def __init__(self, folder, path, seed=0, masking=None, whole_words=False, **pairs):
+    def __init__(self, folder, path, seed=0, masking=None, whole_words=False, unit="segment", objective="nsp"):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.seed, self.masking = seed, masking or {}
         self.continues = word_continuations(self.tokenizer) if whole_words else None
-        pairs = {"unit": "segment", "objective": "nsp", "short_seq_prob": 0.1, **pairs}
-        self.pairs = PairCollator(
-            read_documents(path, self.tokenizer),
+        self.pairs = self.collator(hide_nothing, read_documents(path, self.tokenizer), unit, objective)
+
+    def collator(self, masker, documents, unit="segment", objective="nsp"):
+        return PretrainingCollator(
+            masker,
+            unit,
+            0.1,
+            documents=documents,
             size=LENGTH - 3,
             edges=[self.tokenizer.cls_token_id, self.tokenizer.sep_token_id],
             pad_id=self.tokenizer.pad_token_id,
-            seed=seed,
-            **pairs,
+            objective=objective,
+            seed=self.seed,
         )
 
     def losses(self, model, example, epoch=0):
         """Of one pair: sums of both losses (nats), hits of both, and how many tokens were hidden; and the inputs."""
         self.pairs.epoch = epoch
-        (ids,), (types,), (label,) = self.pairs.rows([example])
+        batch = self.pairs([example])
+        ids, types = batch["input_ids"][0].numpy(), batch["token_type_ids"]
         masked, targets = mask_tokens(
             ids,
             np.isin(ids, self.tokenizer.all_special_ids),
@@ -143,8 +154,8 @@ class Plain:
             continues=None if self.continues is None else self.continues[ids],
             **self.masking,
         )
-        masked, targets, label = torch.from_numpy(masked), torch.from_numpy(targets), torch.tensor(label)
-        outputs = model(input_ids=masked[None], token_type_ids=torch.from_numpy(types)[None])
+        masked, targets, label = torch.from_numpy(masked), torch.from_numpy(targets), batch["next_sentence_label"][0]
+        outputs = model(input_ids=masked[None], token_type_ids=types)
         tokens = outputs.prediction_logits[0]  # (seq, vocab)
         pair = outputs.sop_logits[0] if "sop_logits" in outputs else outputs.seq_relationship_logits[0]  # (2,)
         nats = [F.cross_entropy(tokens, targets, reduction="sum"), F.cross_entropy(pair, label)]
@@ -265,25 +276,14 @@ class Batches:
 
 def test_given_the_same_batches_both_scripts_score_masked_tokens_alike(tiny_pretrained_bert, validation_text):
     plain = Plain(tiny_pretrained_bert, validation_text)
-    special = np.zeros(len(plain.tokenizer), dtype=bool)
-    special[plain.tokenizer.all_special_ids] = True
-    pairs = plain.pairs
-    collator = PretrainingCollator(
-        pairs.documents,
-        special=special,
-        masking={"mask_id": plain.tokenizer.mask_token_id, "vocab_size": len(plain.tokenizer)},
-        size=pairs.size,
-        edges=pairs.edges,
-        pad_id=pairs.pad_id,
-        unit="segment",
-        objective="nsp",
-        short_seq_prob=0.1,
-        seed=0,
-    )
+    flags = Namespace(masking="token", mlm_probability=0.15, mask_replace_prob=0.8, random_replace_prob=0.1)
+    collator = plain.collator(Masker(plain.tokenizer, flags, 0), plain.pairs.documents)
     count = collator.count(0)
     batches = Batches([collator(list(range(at, min(at + 7, count)))) for at in range(0, count, 7)])
     assert len(batches.batches) > 3
-    how = {"collator": batches, "batch_size": 1, "device": torch.device("cpu"), "processes": Processes(1, 0, 0)}
+    run = Processes(1, 0, 0)
+    run.device, run.args = torch.device("cpu"), Namespace(mlm_weight=1, nsp_weight=1)
+    how = {"collator": batches, "batch_size": 1, "run": run}
     model = BertForPreTraining.from_pretrained(tiny_pretrained_bert)
     both = run_pretraining.evaluate(model, examples=range(len(batches.batches)), **how)
     model = BertForMaskedLM.from_pretrained(tiny_pretrained_bert)
@@ -329,6 +329,10 @@ def test_the_curve_of_each_part_is_that_of_a_plain_loop(trained, plain_curve):
     ends = np.cumsum(updates).tolist()
     log = read_log(trained, "eval_loss")
     assert [(entry["step"], entry["epoch"]) for entry in log] == [(end, n) for n, end in enumerate(ends, 1)]
+    expected = [round(epoch + k / count, 4) for epoch, count in enumerate(updates) for k in range(1, count + 1)]
+    assert [entry["epoch"] for entry in read_log(trained, "loss")] == pytest.approx(expected)
+    results = read_results(trained)
+    assert (results["step"], results["epoch"]) == (ends[-1], EPOCHS)
     assert sorted(path.name for path in trained.glob("checkpoint-*")) == sorted(f"checkpoint-{end}" for end in ends)
 
 
@@ -402,6 +406,38 @@ def test_a_logged_mean_gives_each_token_and_each_pair_the_same_weight(pretrainin
     np.testing.assert_allclose(logged, parts_of(tmp_path / "at once")[0], rtol=1e-5)
 
 
+@pytest.fixture(scope="session")
+def one_task(tmp_path_factory, tiny_pretrained_bert, prose):
+    """(settings, parts of the losses) of a short run, on sentences of which several make a segment."""
+    folder, words = tmp_path_factory.mktemp("one_task"), " ".join(prose[100:200]).split()
+    lines = [" ".join(words[at : at + 3]) for at in range(0, 1800, 3)]
+    text = write_documents(folder / "text.txt", [lines[at : at + 30] for at in range(0, 600, 30)])
+    settings = {**ALIKE, **CURVE, "model": tiny_pretrained_bert, "train_file": text, "sentence_per_line": True}
+    settings |= {"max_seq_length": LENGTH, "max_steps": 6}
+    Run("run_pretraining.py", settings | {"output_dir": folder / "out"}, folder).wait().checked()
+    return settings, parts_of(folder / "out")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"pair_unit": "sentence"},
+        {"short_seq_prob": 0},
+        {"short_seq_prob": 1},
+        {"objective": "sop"},
+        {"masking": "whole_word"},
+        {"sentences_per_document": 2},
+    ],
+    ids=str,
+)
+def test_what_is_another_task_gives_another_curve(pretraining, one_task, tmp_path, flags):
+    settings, expected = one_task
+    pretraining(**settings | flags).checked()
+    parts = parts_of(tmp_path / "out")
+    assert np.isfinite(parts).all()
+    assert np.abs(parts - expected).max() > 1e-3
+
+
 # ---------------------------------------------------------------- mistakes
 
 
@@ -427,13 +463,15 @@ MISTAKES = {
     "single sentences": (
         {"train_file": "single.txt", **WHOLE}, ["single.txt", "no document of two sentences", "3 of one"]),
     "no heads": ({"model": "distilbert"}, ["--model distilbert", "heads for both", "albert", "run_mlm.py"]),
-    "length 4": ({"max_seq_length": 4}, ["--max_seq_length is 4"]),
+    "length 4": ({"max_seq_length": 4}, ["--max_seq_length is 4", "at least 5"]),
+    "short_seq_prob": ({"short_seq_prob": 1.1}, ["--short_seq_prob is 1.1", "at least 0 and at most 1"]),
+    "unknown unit": ({"pair_unit": "word"}, ["--pair_unit", "sentence", "segment"]),
     "both weights 0": ({"mlm_weight": 0, "nsp_weight": 0}, ["--mlm_weight and --nsp_weight", "both 0"]),
     "negative weight": ({"nsp_weight": -1}, ["--nsp_weight is -1"]),
     "replacements over 1": ({"mask_replace_prob": 0.95}, ["--mask_replace_prob", "--random_replace_prob"]),
     "mlm_probability 0": ({"mlm_probability": 0}, ["--mlm_probability is 0"]),
     "nothing to be masked": ({"mlm_probability": 1e-9}, ["--mlm_probability"]),
-    "misspelt flag": ({"mlm_weigth": 1}, ["unknown argument --mlm_weigth", "did you mean --mlm_weight?"]),
+    "misspelt flag": ({"mlm_weigth": 1}, ["--mlm_weigth is not a flag", "did you mean --mlm_weight?"]),
 }  # fmt: skip
 
 
@@ -489,16 +527,16 @@ def test_run_nsp_and_run_mlm_take_the_folder_with_heads_that_come_trained(
 ):
     expected = read_results(trained)
     settings = {"model": trained, "validation_file": validation_text}
-    done = pretraining(script="run_nsp.py", pair_unit="segment", output_dir=tmp_path / "nsp", **settings).checked()
+    done = pretraining(script="run_nsp.py", output_dir=tmp_path / "nsp", **settings).checked()
     assert re.search("Model  .* comes trained", done.out)
-    # The same pairs as those of run_pretraining, but with no token hidden: near its score, and that of transformers.
+    # Pairs of sentences with no token hidden: the score of transformers.
     model = BertForNextSentencePrediction.from_pretrained(trained).eval()
-    pairs, nats = Plain(trained, validation_text).pairs, []
+    pairs, nats = Plain(trained, validation_text, unit="sentence").pairs, []
     for example in range(pairs.count(0)):
-        (ids,), (types,), labels = pairs.rows([example])
+        batch = pairs([example])
         with torch.no_grad():
-            logits = model(torch.from_numpy(ids)[None], token_type_ids=torch.from_numpy(types)[None]).logits
-        nats.append(F.cross_entropy(logits, torch.tensor(labels)).item())
+            logits = model(batch["input_ids"], token_type_ids=batch["token_type_ids"]).logits
+        nats.append(F.cross_entropy(logits, batch["next_sentence_label"]).item())
     assert read_results(tmp_path / "nsp")["eval_loss"] == pytest.approx(np.mean(nats), rel=1e-5)
     done = pretraining(script="run_mlm.py", output_dir=tmp_path / "mlm", **settings).checked()
     assert re.search("Model  .* comes trained", done.out)
@@ -648,7 +686,7 @@ def test_the_best_model_is_kept(pretraining, tiny_pretrained_bert, prose, valida
     losses = {entry["step"]: entry["eval_loss"] for entry in read_log(tmp_path / "out", "eval_loss")}
     best = min(losses, key=losses.get)
     assert best < 30
-    assert f"the model of update {best} is kept" in done.out
+    assert f"the model of checkpoint-{best} is kept" in done.out
     results, plain = read_results(tmp_path / "out"), Plain(tiny_pretrained_bert, validation_text)
     assert results["eval_loss"] == losses[best]
     assert_scores_agree(results, plain.scores(tmp_path / "out"))

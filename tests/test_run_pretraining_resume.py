@@ -112,6 +112,7 @@ def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(pair_fil
     [
         ({"objective": "sop"}, ["--objective was nsp", "now sop"]),
         ({"pair_unit": "sentence"}, ["--pair_unit was segment", "now sentence"]),
+        ({"short_seq_prob": 0.2}, ["--short_seq_prob was 0.1", "now 0.2"]),
         ({"seed": 7}, ["--seed was 42", "now 7"]),
         ({"masking": "token"}, ["--masking was whole_word", "now token"]),
         ({"mlm_probability": 0.2}, ["--mlm_probability was 0.15", "now 0.2"]),

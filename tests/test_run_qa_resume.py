@@ -147,7 +147,7 @@ def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(files, u
         ({"optim": "sgd"}, ["--optim was adamw_torch_fused", "now sgd"]),
         ({"max_eval_samples": 2}, ["validation was"]),
         ({"per_device_train_batch_size": 4},
-         ["global batch was 8", "now 4", "--gradient_accumulation_steps that make 8"]),
+         ["global batch was 8", "now 4", "x --gradient_accumulation_steps, now with 1 processes"]),
         ({"config_overrides": "hidden_dropout_prob=0.3"}, ["--config_overrides was", "now hidden_dropout_prob=0.3"]),
         ({"label_smoothing_factor": 0.1}, ["--label_smoothing_factor was 0", "now 0.1"]),
     ],

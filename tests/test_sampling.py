@@ -1,10 +1,11 @@
-"""The order of examples: one and the same for any split of a global batch, and complete in each epoch."""
+"""Batches: the order of examples is one and the same for any split of a global batch, and complete in each epoch."""
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
-from utils.batches import GlobalBatchSampler
+from utils.batches import GlobalBatchSampler, pad
 
 SPLITS = [  # (batch size, accumulation steps, processes): all of them 12 examples an update
     (12, 1, 1), (6, 2, 1), (1, 12, 1), (6, 1, 2), (3, 2, 2), (2, 3, 2), (4, 1, 3), (1, 4, 3), (2, 1, 6), (1, 1, 12),
@@ -168,3 +169,22 @@ def test_a_number_and_a_function_that_gives_it_are_the_same():
         assert number.epochs_until(update) == function.epochs_until(update) == pytest.approx(update / 3)
     for epochs in (0, 0.3, 1, 1.5, 2.9):
         assert number.updates_until(epochs) == function.updates_until(epochs) == -(-epochs * 3 // 1)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("n", SIZES)
+def test_its_length_is_the_number_of_micro_batches_of_a_whole_epoch(n, split):
+    for rank in range(split[2]):
+        sampler = GlobalBatchSampler(n, *split, rank, 0)
+        assert len(sampler) == len(list(sampler))
+
+
+# ---------------------------------------------------------------- pad
+
+
+def test_rows_stand_under_each_other_filled_up_to_the_longest():
+    rows = [np.array(row, dtype=np.int64) for row in ([5, 6], [], [7, 8, 9])]
+    padded = pad(rows, -100)
+    assert padded.dtype == torch.int64
+    assert padded.tolist() == [[5, 6, -100], [-100, -100, -100], [7, 8, 9]]
+    assert pad(rows[1:2], 0).shape == (1, 0)

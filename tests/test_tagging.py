@@ -41,8 +41,13 @@ def write(path, text):
 
 def sentences_of(path):
     """What read_conll finds: (number of the line, tokens, tags, after_docstart) of each sentence."""
-    return [(int(place.rpartition(" line ")[2]), row["tokens"], row["tags"], row["after_docstart"])
-            for place, row in read_conll(path, raise_fault)]  # fmt: skip
+    found = []
+    for place, row in read_conll(path):
+        if isinstance(row, InputError):
+            raise row
+        number = int(place.rpartition(" line ")[2])
+        found.append((number, row["tokens"], row["tags"], row["after_docstart"]))
+    return found
 
 
 def tagged_row(row, names=None):
@@ -228,12 +233,12 @@ def test_a_file_of_one_column_has_no_tags(tmp_path):
 
 
 def test_a_line_of_one_column_among_two_is_a_fault_of_its_sentence_alone(tmp_path):
-    path, faults = write(tmp_path / "a.conll", "Ada\tB-PER\nmet\tO\n\nBob\tB-PER\nleft\n.\tO\n\nYes\tO\n"), []
-    rows = list(read_conll(path, lambda place, fault: faults.append((place, str(fault)))))
-    assert [row["tokens"] for _, row in rows] == [["Ada", "met"], ["Yes"]]
-    ((place, fault),) = faults
+    path = write(tmp_path / "a.conll", "Ada\tB-PER\nmet\tO\n\nBob\tB-PER\nleft\n.\tO\n\nYes\tO\n")
+    (_, first), (place, fault), (_, last) = read_conll(path)
+    assert [row["tokens"] for row in (first, last)] == [["Ada", "met"], ["Yes"]]
     assert place == f"{path}, line 4"  # where the sentence begins; the message names the line itself
-    assert fault.startswith(f"{path}, line 5: expected 2 columns or more (word, …, tag), found 1 in 'left'")
+    assert isinstance(fault, InputError)
+    assert str(fault).startswith(f"{path}, line 5: expected 2 columns or more (word, …, tag), found 1 in 'left'")
 
 
 def test_a_second_column_in_a_file_without_tags_is_a_fault(tmp_path):

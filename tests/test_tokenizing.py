@@ -1,20 +1,27 @@
-"""Fast tokenizing: the ids of the model's own tokenizer for any text, whichever library finds them."""
+"""Fast tokenizing: the ids of the model's own tokenizer for any text, whichever library finds them; kept by content."""
 
 import importlib.util
 import json
+import os
 import pickle
 import random
+import shutil
 import sys
 import types
+from argparse import Namespace
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, config
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from utils.tokenizing import FlatTokenizer
+from utils.errors import InputError
+from utils.pairs import Documents, split_sentences
+from utils.texts import Source, find_sources
+from utils.tokenizing import AWKWARD, ENCODERS, FlatTokenizer, describe_texts, hash_of, is_overwritten, tokenize_source
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
 TRAINING = {"special_tokens": list(SPECIAL.values()), "show_progress": False}
@@ -90,7 +97,7 @@ def random_texts(count):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("texts", ["prose", "awkward", "random"])
 def test_the_ids_are_those_of_the_models_own_tokenizer(own, prose, kind, texts):
-    texts = {"prose": prose[300:500], "awkward": list(FlatTokenizer.AWKWARD), "random": random_texts(3000)}[texts]
+    texts = {"prose": prose[300:500], "awkward": [*AWKWARD], "random": random_texts(3000)}[texts]
     tokenizer = own(kind)
     found = split(FlatTokenizer(tokenizer, prose[:20], lambda line: None)(texts))
     assert found == ids_of(tokenizer, texts) and sum(map(len, found)) > 50
@@ -286,3 +293,210 @@ def test_it_works_in_forked_processes_after_large_batches(own, prose, kind):
         encode, batched=True, batch_size=1500, num_proc=2, fn_kwargs={"tokenizer": flat}
     )
     assert rows["ids"][:] == ids_of(tokenizer, texts)
+
+
+def test_the_encoders_are_tried_from_the_fastest_to_the_one_that_takes_any_tokenizer():
+    assert [*ENCODERS] == ["nanotoken", "gigatoken", "tokenizers", "transformers"]
+
+
+# ---------------------------------------------------------------- tokenize_source
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder, with a cache of its own."""
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.delenv("RANK", raising=False)
+    os.mkdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def tokenizer(tiny_bert):
+    return AutoTokenizer.from_pretrained(tiny_bert)
+
+
+def source_of(*batches):
+    """A Source of batches of (texts, documents) that counts how often it is read."""
+    reads = []
+
+    def read():
+        reads.append(1)
+        for texts, documents in batches:
+            yield pa.array(texts, pa.large_string()), np.array(documents, dtype=np.int64)
+
+    return Source("test", "of a test", read), reads
+
+
+def from_file(path, separator="auto"):
+    flags = {"train_file": [path], "dataset_name": None, "text_column_name": "text"}
+    return find_sources(Namespace(**flags), ["train"], separator)["train"]
+
+
+def settings(num_proc=None, overwrite=False):
+    return Namespace(preprocessing_num_workers=num_proc, overwrite_cache=overwrite)
+
+
+def tokenized(source, tokenizer, num_proc=None, overwrite=False):
+    """Rows of tokenize_source, each (ids, document), and the fingerprint of the content."""
+    texts, tokens = tokenize_source(source, tokenizer, settings(num_proc, overwrite))
+    assert {*texts.column_names} == {"text", "document"} and {*tokens.column_names} == {"ids", "document"}
+    assert texts.data["document"].to_pylist() == tokens.data["document"].to_pylist()
+    assert tokens.data.schema.field("ids").type.value_type == pa.int32()
+    ids = [row.tolist() for row in tokens.with_format("numpy")["ids"]]
+    return list(zip(ids, tokens.data["document"].to_pylist(), strict=True)), tokens._fingerprint
+
+
+def kept():
+    """The files in the cache, each with its time."""
+    return {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(config.HF_DATASETS_CACHE / "bert_scripts")}
+
+
+def expected_of(tokenizer, texts, documents):
+    return list(zip(ids_of(tokenizer, texts), documents, strict=True))
+
+
+MORE, NUMBERS = ["The value of an object.", "Some, but not all", "\u200b", "and more"], [0, 0, 2, 7 << 40]
+
+
+def test_each_text_becomes_a_row_of_the_tokenizers_own_ids(folder, tokenizer):
+    source, _ = source_of((MORE[:2], NUMBERS[:2]), (MORE[2:], NUMBERS[2:]))
+    rows, _ = tokenized(source, tokenizer)
+    assert rows == expected_of(tokenizer, MORE, NUMBERS)
+    assert rows[0][0] and not {*rows[0][0]} & {tokenizer.cls_token_id, tokenizer.sep_token_id}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_tokenizer_makes_its_own_rows_of_one_source(folder, own, prose, kind):
+    tokenizer = own(kind)
+    if tokenizer.is_fast:  # as load_config_and_tokenizer leaves it: a state of the library, which the key has in it
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    source, reads = source_of((prose[:60], range(60)), (TEXTS[2:], [60, 61, 62]))
+    for _ in range(2):
+        assert tokenized(source, tokenizer)[0] == expected_of(tokenizer, [*prose[:60], *TEXTS[2:]], range(63))
+    assert len(reads) == 1
+
+
+def test_what_was_made_of_the_same_content_is_found_again_without_reading_it(folder, tokenizer):
+    source, reads = source_of((MORE, NUMBERS))
+    first = tokenized(source, tokenizer)
+    files = kept()
+    assert tokenized(source, tokenizer) == first and len(reads) == 1 and kept() == files
+    assert tokenized(source, tokenizer, overwrite=True) == first and len(reads) == 2
+
+
+def test_the_others_find_what_the_first_process_has_prepared_anew(folder, tokenizer, monkeypatch):
+    source, reads = source_of((MORE, NUMBERS))
+    for rank, number in (("0", 1), ("0", 2), ("1", 2), ("3", 2)):
+        monkeypatch.setenv("RANK", rank)
+        assert is_overwritten(settings(overwrite=True)) == (rank == "0") and not is_overwritten(settings())
+        tokenized(source, tokenizer, overwrite=True)
+        assert len(reads) == number
+
+
+def test_a_file_that_changes_is_noticed_and_one_that_moves_is_found(folder, tokenizer):
+    (folder / "a.txt").write_text("one\n\ntwo\n")
+    before, key = tokenized(from_file("a.txt"), tokenizer)
+    shutil.copy("a.txt", "moved.txt")
+    (folder / "a.txt").write_text("one\n\nsix\n")  # as long as it was
+    os.utime("a.txt", (0, 0))
+    after, other = tokenized(from_file("a.txt"), tokenizer)
+    assert before == expected_of(tokenizer, ["one", "two"], [0, 1])
+    assert after == expected_of(tokenizer, ["one", "six"], [0, 1]) and other != key
+    files = kept()
+    assert tokenized(from_file("moved.txt"), tokenizer) == (before, key) and kept() == files
+
+
+def test_another_separator_or_sentences_are_made_anew(folder, tokenizer):
+    (folder / "a.txt").write_text("One here. Two.\nThree.\n\nFour.\n")
+    by_blank, by_line = (from_file("a.txt", separator) for separator in ("blank_line", "line"))
+    found = [tokenized(source, tokenizer) for source in (by_blank, by_line, split_sentences(by_blank, "en"))]
+    assert [[document for _, document in rows] for rows, _ in found] == [[0, 0, 1], [0, 1, 3], [0, 0, 0, 1]]
+    assert found[2][0] == expected_of(tokenizer, ["One here.", "Two.", "Three.", "Four."], [0, 0, 0, 1])
+    assert len({key for _, key in found}) == 3
+
+
+@pytest.mark.parametrize("kind", ["trained WordPiece", "bytes in Python"])
+def test_another_vocabulary_is_noticed(folder, own, kind):
+    tokenizer = own(kind)
+    source, _ = source_of((["zyxwv object"], [0]))
+    before, key = tokenized(source, tokenizer)
+    tokenizer.add_tokens(["zyxwv"])
+    after, other = tokenized(source, tokenizer)
+    assert after == expected_of(tokenizer, ["zyxwv object"], [0]) != before
+    assert other != key
+
+
+def test_two_processes_make_the_same_rows_in_the_same_order(folder, tokenizer, prose):
+    texts, numbers = prose[:101], [n // 3 for n in range(101)]
+    source, reads = source_of((texts, numbers))
+    rows, _ = tokenized(source, tokenizer, num_proc=2)
+    assert rows == expected_of(tokenizer, texts, numbers)
+    files = kept()
+    assert tokenized(source, tokenizer, num_proc=2)[0] == rows and len(reads) == 1 and kept() == files
+    _, tokens = tokenize_source(source, tokenizer, settings(num_proc=2))
+    assert len(tokens.data["ids"].chunks) > 1  # a file of each process, out of which sentences are found
+    documents = Documents(tokens)
+    expected = [[ids for ids, number in rows if number == n] for n in range(33)]  # the 34th has two
+    assert [[documents.ids(s, s + 1).tolist() for s in range(first, first + 3)]
+            for first in documents.starts[:-2]] == expected  # fmt: skip
+    assert len(documents) == 34 and documents.single == 0
+    assert tokenized(source, tokenizer)[0] == rows
+
+
+def test_there_may_be_more_processes_than_texts(folder, tokenizer):
+    source, reads = source_of((["The value"], [3]))
+    for _ in range(2):
+        assert tokenized(source, tokenizer, num_proc=2)[0] == expected_of(tokenizer, ["The value"], [3])
+    assert len(reads) == 1
+
+
+def test_a_source_without_text_ends_with_its_own_message(folder, tokenizer):
+    (folder / "blank.txt").write_text(" \n\n")
+    source = from_file("blank.txt")
+    for given in (source, split_sentences(source, "en")):
+        with pytest.raises(InputError, match="^blank.txt: there is no text in it"):
+            tokenize_source(given, tokenizer, settings())
+    assert not kept()  # nothing that would be found again
+
+
+def test_a_key_tells_settings_apart_in_their_order():
+    keys = [hash_of(1, "a"), hash_of("1", "a"), hash_of("a", 1), hash_of(1, "a", None), hash_of((1, "a"))]
+    assert len({*keys}) == 5 and all(len(key) == 32 for key in keys)
+    assert hash_of("text", 126, [2, 3], ("drawn", 10.0)) == hash_of("text", 126, [2, 3], ("drawn", 10.0))
+
+
+# ---------------------------------------------------------------- describe_texts
+
+
+def described(folder, tokenizer, texts):
+    """What describe_texts says of texts: the numbers of its line, in its order, and the warnings."""
+    source, _ = source_of((texts, range(len(texts))))
+    said = []
+    describe_texts(*tokenize_source(source, tokenizer, settings(overwrite=True)), tokenizer.unk_token_id, said.append)
+    return said[0], said[1:]
+
+
+def test_repeated_lines_unknown_words_and_tokens_a_word_are_counted(folder, tokenizer):
+    line, careful = described(folder, tokenizer, ["a b", "c d"])
+    assert line == "Text        0.0% of the first 2 lines are repeated; 1.00 tokens a word, 0.00% unknown"
+    assert not careful
+    line, [careful] = described(folder, tokenizer, ["a b", "c d", "a b", "a b"])
+    assert "50.0% of the first 4 lines are repeated" in line and "more than once" in careful
+    line, [careful] = described(folder, tokenizer, ["a \u4e2d", "c d"])  # a character that the vocabulary lacks
+    assert "25.00% unknown" in line and "another model may fit better" in careful
+    pieces = len(tokenizer("incomprehensibilities", add_special_tokens=False)["input_ids"])
+    line, [careful] = described(folder, tokenizer, ["incomprehensibilities"])
+    assert pieces > 2 and f"; {pieces:.2f} tokens a word" in line and "few of these words" in careful
+
+
+def test_no_more_than_the_first_lines_are_looked_at(folder, tokenizer):
+    line, careful = described(folder, tokenizer, [f"{n}" for n in range(10_000)] + ["0"] * 5_000)
+    assert "0.0% of the first 10,000 lines" in line and "more than once" not in "".join(careful)
+
+
+def test_a_tokenizer_without_an_unknown_token_knows_all(folder, own):
+    line, _ = described(folder, own("byte-level BPE"), ["a b"])
+    assert "0.00% unknown" in line

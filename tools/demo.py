@@ -54,8 +54,6 @@ from utils.models import longest_input
 ROOT = Path(__file__).absolute().parents[1]
 REFERENCE = Path("outputs/python_reference.txt")
 SHORT, LONG = 2_000, 20_000  # characters that a field takes, at most
-NEW_RUN = {"step": 0, "run_id": ""}  # the state that the scripts begin with
-HUB = {"revision": "main", "trust_remote_code": False}
 # Each script has an InputError of its own.
 REFUSALS = (InputError, *(script.InputError for script in (run_mlm, run_ner, run_nsp, run_pretraining, run_qa)))
 
@@ -221,7 +219,7 @@ def choose_models(args, say):
 # ---------------------------------------------------------------- predict: text to plain data
 
 
-def silent(_line):
+def silent(*_lines):
     """Take what a script says while it loads a model: the page says it."""
 
 
@@ -237,30 +235,26 @@ def check_text(name, text, limit):
         raise InputError(f"{name} holds half a character, such as a cut-off emoji leaves. Take it out.")
 
 
-def script_args(script, asked, longest):
-    """Parse a command line that asks a model, with a shorter --max_seq_length where the model takes no more."""
+def parse_asked(script, asked, folder):
+    """Parse a command line that asks a model, and load what is not its weights: (args, config, tokenizer).
+
+    Where the model takes no more, --max_seq_length is shorter than it is by default.
+    """
+    asked = [*asked, "--model", folder]
     args = script.parse_args(asked)
+    config, tokenizer = script.load_config_and_tokenizer(args, 0)
+    longest = longest_input(config, tokenizer)
     if args.max_seq_length > longest:
         args = script.parse_args([*asked, "--max_seq_length", str(longest)])
-    return args
+    return args, config, tokenizer
 
 
-def load_plain(script, asked, folder, kind, head):
-    """Load a model that is asked in float32, as the main function of a loop does: (args, model, tokenizer, note)."""
-    config, tokenizer = script.load_config_and_tokenizer(folder, None, None, 0, **HUB)
-    args = script_args(script, [*asked, "--model", folder], longest_input(config, tokenizer))
-    accelerator, *_ = script.start_processes(args.mixed_precision, args.cpu_threads, [], args.output_dir, False)
+def load_plain(script, args, config, tokenizer, kind, head):
+    """Load a model that is asked in float32, as the main function of a loop does: (model, note)."""
+    run = script.Run(args, "demo", writes=False)
     script.set_seed(args.seed)
-    model, note = script.load_model(kind, folder, config, False, len(tokenizer), head, **HUB)
-    return args, model.to(accelerator.device), tokenizer, note
-
-
-def start_trainer(script, args):
-    """Choose device and precision as the main function of a Trainer script does: (its TrainingArguments, Processes)."""
-    on_cpu, precision, _ = script.choose_device(args.mixed_precision, args.cpu_threads)
-    training = script.make_training_arguments(args, on_cpu, precision, False)
-    return training, script.join_processes(
-        training.world_size, training.process_index, training.local_process_index)
+    model, note = script.load_model(kind, args.model, config, len(tokenizer), head, **script.hub_settings(args))
+    return model.to(run.device), note
 
 
 def careful(folder, note):
@@ -279,11 +273,12 @@ class FillMask:
         self.models = {}
         for name, model in models.items():
             try:
-                self.models[name] = load_plain(run_mlm, ["--text", "[MASK]"], model, run_mlm.AutoModelForMaskedLM,
-                                               "masked-language-modelling head")
+                args, config, tokenizer = parse_asked(run_mlm, ["--text", "[MASK]"], model)
+                self.models[name] = tokenizer, *load_plain(
+                    run_mlm, args, config, tokenizer, run_mlm.AutoModelForMaskedLM, "masked-language-modelling head")
             except REFUSALS as error:  # what run_mlm.py says of its own flag
                 raise InputError(str(error).replace("--model", "--base" if name != model else "the model", 1)) from None
-        _, _, tokenizer, _ = next(iter(self.models.values()))
+        tokenizer, _, _ = next(iter(self.models.values()))
         self.mask = tokenizer.mask_token
 
     def __call__(self, masked_text: str) -> dict:
@@ -292,7 +287,7 @@ class FillMask:
         if "[MASK]" not in text:
             raise InputError("There is no mask in the text. Write [MASK] for a word.")
         answers, notes = [], []
-        for name, (_, model, tokenizer, note) in self.models.items():
+        for name, (tokenizer, model, note) in self.models.items():
             tokens = len(tokenizer(text.replace("[MASK]", tokenizer.mask_token), verbose=False)["input_ids"])
             longest = longest_input(model.config, tokenizer)
             if tokens > longest:
@@ -309,13 +304,12 @@ class NextSentence:
 
     def __init__(self, folder):
         self.folder = folder
-        config = run_nsp.load_pretrained(run_nsp.AutoConfig.from_pretrained, "--model", folder)
+        self.args, config, self.tokenizer = parse_asked(run_nsp, ["--sentence_a", "A", "--sentence_b", "B"], folder)
         if config.model_type not in run_nsp.MODELS:
             raise InputError(f"{folder}: run_nsp.py cannot ask a model of the kind {config.model_type}; expected one "
                              f"of {', '.join(run_nsp.MODELS)}.")
-        self.args, self.model, self.tokenizer, self.note = load_plain(
-            run_nsp, ["--sentence_a", "A", "--sentence_b", "B"], folder, run_nsp.AutoModelForNextSentencePrediction,
-            "next-sentence head")
+        self.model, self.note = load_plain(run_nsp, self.args, config, self.tokenizer,
+                                           run_nsp.AutoModelForNextSentencePrediction, "next-sentence head")
 
     def __call__(self, sentence_a: str, sentence_b: str) -> dict:
         for name, sentence in (("Sentence A", sentence_a), ("Sentence B", sentence_b)):
@@ -334,29 +328,21 @@ class Entities:
     """Finds names, as `run_ner.py --text` does."""
 
     def __init__(self, folder):
-        config, self.tokenizer = run_ner.load_config_and_tokenizer(folder, None, None, 0, **HUB)
-        self.args = script_args(run_ner, ["--text", "A", "--model", folder], longest_input(config, self.tokenizer))
-        known, scheme = run_ner.labels_of(config), getattr(config, "tag_scheme", None)
-        self.labels = run_ner.choose_labels({}, None, known, None, False, silent)
-        run_ner.check_labels(self.args, self.labels, known, {})
-        follows, self.scheme = scheme, scheme or run_ner.find_scheme([[tag] for tag in self.labels])[0]
-        moves = run_ner.allowed_moves(self.labels, follows if self.args.constrained_decoding else None)
-        training, processes = start_trainer(run_ner, self.args)
+        self.args, config, self.tokenizer = parse_asked(run_ner, ["--text", "A"], folder)
+        self.labels, self.scheme, self.moves = run_ner.choose_tags(self.args, config, {}, None, silent)
+        output = run_ner.open_output(None, False, None, False, silent)
+        self.run = run_ner.Run("ner", run_ner.NerArguments, self.args, False, output, silent)
         _, self.model, _, self.note = run_ner.train_or_load(
-            self.args, training, processes, self.tokenizer, config, self.labels, self.scheme, {}, None, None,
-            NEW_RUN, None, silent)
-        self.how = {"pad_id": self.tokenizer.pad_token_id, "batch_size": self.args.per_device_eval_batch_size,
-                    "device": training.device, "processes": processes, "moves": moves}
+            self.run, self.tokenizer, config, self.labels, self.scheme, {}, {})
 
     def __call__(self, text: str) -> dict:
         check_text("The text", text, LONG)
         row = run_ner.read_tagged_row({"text": text}, "The text", None, None, None)
-        windows = run_ner.make_windows([row], self.tokenizer, self.labels, self.args.max_seq_length, self.args.stride,
-                                       False, in_memory=True)
-        tagger = run_ner.Tagger([row], windows, self.labels, self.scheme, self.args.constrained_decoding, **self.how)
+        tagger = run_ner.make_tagger(
+            self.run, [row], self.tokenizer, self.labels, self.scheme, self.moves, in_memory=True)
         tagger(self.model)
         text, entities = run_ner.entities_of(row, tagger.tags[0], tagger.chances[0])
-        return {"text": text, "entities": entities, "windows": len(windows),
+        return {"text": text, "entities": entities, "windows": len(tagger.windows),
                 "careful": careful(self.args.model, self.note)}
 
 
@@ -364,19 +350,15 @@ class QuestionAnswering:
     """Answers questions, as `run_qa.py --question … --context …` does."""
 
     def __init__(self, folder):
-        config, self.tokenizer = run_qa.load_config_and_tokenizer(folder, None, None, 0, **HUB)
-        self.args = script_args(run_qa, ["--question", "Q", "--context", "C", "--model", folder],
-                                longest_input(config, self.tokenizer))
-        kept = getattr(config, "no_answer_threshold", None)
-        version_2 = run_qa.find_version({}, False, kept is not None, silent)
-        self.threshold = run_qa.choose_threshold(self.args, config, version_2, kept, {})
-        training, processes = start_trainer(run_qa, self.args)
-        _, self.model, _, self.note = run_qa.train_or_load(
-            self.args, training, processes, self.tokenizer, config, None, None, NEW_RUN, None, silent)
+        self.args, config, self.tokenizer = parse_asked(run_qa, ["--question", "Q", "--context", "C"], folder)
+        run, _, version_2 = run_qa.begin(self.args, config, self.tokenizer, silent)
+        self.threshold = run_qa.choose_threshold(self.args, config, version_2, {})
+        _, self.model, _ = run_qa.train_or_load(run, self.tokenizer, config, None, None)
+        self.note = run.state["note"]
         self.config, self.how = config, {
             "version_2": version_2, "threshold": self.threshold, "n_best": self.args.n_best_size,
             "max_answer_length": self.args.max_answer_length, "batch_size": self.args.per_device_eval_batch_size,
-            "device": training.device}
+            "device": run.device}
 
     def __call__(self, question: str, context: str) -> dict:
         check_text("The question", question, SHORT)

@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 
 
 def pad(rows, value):
-    """Put int64 arrays of shape (length,) under each other: a tensor (batch, longest), filled up with value."""
+    """Put int64 arrays (length,) under each other, filled up with value: (batch, longest)."""
     padded = np.full((len(rows), max(map(len, rows))), value)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
@@ -16,32 +16,35 @@ def pad(rows, value):
 
 
 class GlobalBatchSampler(Sampler):
-    """Micro-batches of one process, such that update k sees the same examples on any number of processes.
+    """Micro-batches of one process, the same per update for any number of processes.
 
-    An epoch's order is `default_rng((seed, epoch)).permutation(n)`, cut into global batches of batch_size x
-    accumulation_steps x num_processes examples; the last may be smaller, and no example stands twice. Set `epoch`
-    before each pass, and `first_update` where a resume goes on within it: nothing before it is read.
+    An epoch's order is `default_rng((seed, epoch)).permutation(n)`, cut into global batches of
+    batch_size x accumulation_steps x num_processes examples; the last may be smaller, and no
+    example stands twice. Set `epoch` before each pass, and `first_update` where a resume goes on
+    within it: nothing before it is read.
 
     Args:
         n: number of examples, or a function that gives it for each epoch, from 0.
-        batch_size: examples per process and pass. accumulation_steps: passes per update.
+        batch_size: examples per process and pass.
+        accumulation_steps: passes per update.
         num_processes, rank: how many processes train together, and which this is.
         seed: seed of the run, at least 0.
     """
 
     def __init__(self, n, batch_size, accumulation_steps, num_processes, rank, seed):
-        self.n, self.batch_size, self.accumulation_steps = n, batch_size, accumulation_steps
-        self.num_processes, self.rank, self.seed, self.epoch, self.first_update = num_processes, rank, seed, 0, 0
+        self.n, self.seed = n, seed
+        self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
+        self.num_processes, self.rank = num_processes, rank
+        self.epoch = self.first_update = 0
         self.global_batch = batch_size * accumulation_steps * num_processes
 
     def __iter__(self):
-        n, size, order = self.examples_in(self.epoch), self.global_batch, self.order()
-        for start in range(self.first_update * size, n - size + 1, size):
-            for i in range(self.accumulation_steps):
-                at = start + (i * self.num_processes + self.rank) * self.batch_size
-                yield order[at : at + self.batch_size].tolist()
-        if n % size and self.first_update <= n // size:  # the rest, split evenly; a piece may be empty
-            pieces = np.array_split(order[n - n % size :], self.accumulation_steps * self.num_processes)
+        order, size = self.order(), self.global_batch
+        for start in range(self.first_update * size, len(order), size):
+            # Even pieces of the update, which follow each other over the processes; of the last
+            # one, some may be empty.
+            pieces = np.array_split(order[start : start + size], self.accumulation_steps
+                                    * self.num_processes)
             yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
 
     def __len__(self):
@@ -49,26 +52,30 @@ class GlobalBatchSampler(Sampler):
 
     def order(self):
         """Draw the order of the examples of the epoch: int64, (examples,)."""
-        # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0 in epoch 1.
-        return np.random.default_rng((self.seed, self.epoch)).permutation(self.examples_in(self.epoch))
+        # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0
+        # in epoch 1.
+        return np.random.default_rng((self.seed,
+                                      self.epoch)).permutation(self.examples_in(self.epoch))
 
     def examples_in(self, epoch):
         return self.n(epoch) if callable(self.n) else self.n
 
     def updates_in(self, epoch):
-        return -(-self.examples_in(epoch) // self.global_batch)
+        return math.ceil(self.examples_in(epoch) / self.global_batch)
 
     def updates_until(self, epochs):
         """Count the updates of so many epochs, which may be a fraction."""
         whole = int(epochs)
-        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0  # 0.1 x 50 is 5
+        # 0.1 x 50 is 5
+        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0
         return sum(map(self.updates_in, range(whole))) + math.ceil(rest)
 
     def place(self, update):
         """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
         epoch = 0
-        while update and update >= (updates := self.updates_in(epoch)):
-            epoch, update = epoch + 1, update - updates
+        while update and update >= self.updates_in(epoch):
+            update -= self.updates_in(epoch)
+            epoch += 1
         return epoch, update
 
     def epochs_until(self, update):

@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 import time
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -15,21 +16,27 @@ from utils.errors import InputError
 def pick_precision(wanted, launcher, device_type):
     """Choose "bf16", "fp16" or "no" (float32).
 
-    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the hardware: bfloat16
-    where the device (its type: "cpu", "cuda" …) computes it natively. Emulated, it is slower than float32.
+    "auto" leaves it to the launcher, and where that says "no", as it does when told nothing, to the
+    hardware: bfloat16 where the device (its type: "cpu", "cuda" …) computes it natively. Emulated,
+    it is slower than float32.
     """
     if wanted != "auto":
         return wanted
     if launcher in ("bf16", "fp16"):
         return launcher
-    native = {"cpu": lambda: any(torch.cpu.get_capabilities().get(k) for k in ("amx_bf16", "avx512_bf16", "bf16")),
-              "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-              "xpu": torch.xpu.is_bf16_supported}
-    return "bf16" if native.get(device_type, bool)() else "no"
+    native = False
+    if device_type == "cpu":
+        native = any(torch.cpu.get_capabilities().get(name) for name
+                     in ("amx_bf16", "avx512_bf16", "bf16"))
+    elif device_type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "no"
 
 
 def set_cpu_threads(wanted, local_processes):
-    """Set torch's threads: `wanted`, or physical cores / processes of this machine. Returns their number.
+    """Set torch's threads: `wanted`, or physical cores / processes of this machine.
+
+    Returns their number.
 
     `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
     """
@@ -40,16 +47,16 @@ def set_cpu_threads(wanted, local_processes):
 
 
 def keep_freed_memory():
-    """Have the C library keep what is freed for the next update. To give it back and fetch it anew costs a tenth of it.
+    """Have the C library keep what is freed for the next update.
+
+    To give it back and fetch it anew costs a tenth of it.
 
     For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
     """
-    try:
+    with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map of its own for a large tensor
         library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes
-    except (OSError, AttributeError, TypeError):
-        pass
 
 
 def choose_device(mixed_precision, cpu_threads):
@@ -58,30 +65,42 @@ def choose_device(mixed_precision, cpu_threads):
     Raises:
         InputError: the launcher asks for what these scripts do not support, or for fp16 on a CPU.
     """
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
-            raise InputError(f"accelerate is set to {name}, which this script does not support: encoders of this size "
-                             "train fastest with plain data parallelism, accelerate launch --multi_gpu")
-    on_cpu = (not torch.accelerator.is_available()
-              or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"))
+    switched_on = {name for name in ("FSDP", "DEEPSPEED", "CPU")
+                   if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes")}
+    if switched_on - {"CPU"}:
+        raise InputError(f"accelerate is set to {' and '.join(switched_on - {'CPU'})}, which this "
+                         "script does not support: encoders of this size train fastest with plain "
+                         "data parallelism, accelerate launch --multi_gpu")
+    on_cpu = "CPU" in switched_on or not torch.accelerator.is_available()
     device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
-    precision = pick_precision(mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), device_type)
+    precision = pick_precision(mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+                               device_type)
     if precision == "fp16" and on_cpu:
         raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
-    threads = set_cpu_threads(cpu_threads, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if on_cpu:
         keep_freed_memory()
-    return on_cpu, precision, threads
+    return (on_cpu, precision, set_cpu_threads(cpu_threads,
+                                               int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class Processes:
     """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
 
-    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes is given up.
+    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes
+    is given up.
+
+    Raises:
+        InputError: the launcher started more processes than train together.
     """
 
     def __init__(self, num_processes, rank, local_rank):
-        self.num_processes, self.rank, self.local_rank, self.group = num_processes, rank, local_rank, None
+        self.num_processes, self.rank, self.local_rank = num_processes, rank, local_rank
+        self.group = None
+        started = int(os.environ.get("WORLD_SIZE", num_processes))
+        if started != num_processes:
+            raise InputError(f"{started} processes were started, but each would train alone. On a "
+                             "CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+                             "--num_processes N run_….py …")
         if num_processes > 1:
             self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
@@ -92,21 +111,19 @@ class Processes:
             torch.distributed.all_reduce(totals, group=self.group)
         return totals.tolist()
 
-    def add(self, *arrays):
-        """Add up arrays of numbers over all processes, each in its place."""
-        for numbers in arrays if self.group is not None else ():
-            torch.distributed.all_reduce(torch.from_numpy(numbers), group=self.group)
+    @contextmanager
+    def main_first(self):
+        """Let the first process go first, then the first of each machine, then the others.
 
-    def main_first(self, function):
-        """Call function on the first process, then on the first of each machine, then on the others.
+        What one caches, the next find.
 
-        What one has cached, the next find. Where it raises InputError, that process says why and all end.
+        Where one raises InputError inside, it says why, and all end.
         """
-        result = failure = None
-        for turn in range(3):
-            if turn == (0 if self.rank == 0 else 1 if self.local_rank == 0 else 2):
+        failure, turn = None, 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
+        for now in range(3):
+            if now == turn:
                 try:
-                    result = function()
+                    yield
                 except InputError as error:
                     failure = error
                     failure.only_here = True
@@ -114,14 +131,6 @@ class Processes:
             if failure:
                 raise failure
             if failures:
-                time.sleep(10)  # the launcher ends all as soon as one is gone: let the other speak first
+                # The launcher ends all as soon as one is gone: let the other speak first.
+                time.sleep(10)
                 sys.exit(2)
-        return result
-
-
-def join_processes(num_processes, rank, local_rank):
-    """Make the Processes of a run. InputError where the launcher started more than train together."""
-    if int(os.environ.get("WORLD_SIZE", 1)) != num_processes:
-        raise InputError(f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone. On a CPU: "
-                         "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N run_….py …")
-    return Processes(num_processes, rank, local_rank)

@@ -1,4 +1,4 @@
-"""What stands around the updates of a loop."""
+"""What stands around the updates of a loop: processes, log, scores, checkpoints, what is left."""
 
 import json
 import math
@@ -6,141 +6,349 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import datasets
+import numpy as np
 import torch
+import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import set_seed
 from tqdm import tqdm
+from transformers import get_scheduler
 
 from utils.checkpoints import save_checkpoint
-from utils.devices import choose_device, join_processes
+from utils.devices import Processes, choose_device
+from utils.errors import blame
+from utils.models import checkpoint_gradients, hub_settings, load_model
+from utils.output import check_resume, clear_output, open_output
+from utils.results import (
+    claim_repository,
+    save_model,
+    show_results,
+    start_trackers,
+    upload,
+    write_model_card,
+    write_results,
+)
+from utils.signals import StopSignal, end_stopped_run
 
-
-def start_processes(mixed_precision, cpu_threads, report_to, output_dir, unused_weights):
-    """Start accelerate as the launcher asks: (accelerator, processes, threads). InputError for what cannot work.
-
-    unused_weights: the model leaves some of its weights without a gradient. To look for them takes time.
-    """
-    on_cpu, precision, threads = choose_device(mixed_precision, cpu_threads)
-    accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision=precision, log_with=report_to or None,
-        project_config=ProjectConfiguration(output_dir, logging_dir=f"{output_dir}/runs"),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_weights)])
-    processes = join_processes(accelerator.num_processes, accelerator.process_index, accelerator.local_process_index)
-    return accelerator, processes, threads
-
-
-def describe_processes(accelerator, processes, threads, say):
-    """Say what the run runs on."""
-    plural = "es" if processes.num_processes > 1 else ""
-    say(f"Running on  {accelerator.device.type}, {processes.num_processes} process{plural}, {threads} CPU threads "
-        f"each, {accelerator.mixed_precision.replace('no', 'float32')}")
+# Flags of all tasks that a resume may not change.
+FIXED = ("seed", "learning_rate", "weight_decay", "max_grad_norm", "lr_scheduler_type",
+         "warmup_steps", "config_overrides")
 
 
 def build_optimizer(model, learning_rate, weight_decay):
-    """Fused AdamW that decays matrices alone: biases and the weights of normalisation have one dimension."""
-    groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": weight_decay},
-              {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]
+    """Make a fused AdamW that decays matrices alone: not biases, nor the weights of LayerNorm."""
+    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+    others = [weight for weight in model.parameters() if weight.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay},
+              {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-class TrainingRun:
-    """What stands around the updates: losses are logged, the model scored and saved, and all of it can be resumed.
+def as_predictions(scores):
+    """Name the scores of test data: predict_loss for eval_loss."""
+    return {f"predict_{name.removeprefix('eval_')}": value for name, value in scores.items()}
+
+
+class Run(Processes):
+    """A run of a loop: its processes, its folder, its state, and what is due around its updates.
 
     Args:
-        settings: the flags, a dict: output_dir, when to log, evaluate and save, and what to keep.
-        accelerator, processes: as start_processes made them.
-        model, tokenizer, optimizer, scheduler: what a checkpoint holds.
-        sampler: the GlobalBatchSampler, which knows where epochs end.
-        score: function that scores the model, a dict of results; None where there are no validation data.
-        means: function that makes what is logged, a dict, of sums of losses (nats) and of counts, a list of each.
-        state: what a checkpoint carries besides: `step`, the updates done; sums of losses and counts since they were
-            last logged (`window`) and since the start (`train`); the latest and the best scores, with their step.
-        max_steps: updates of the run.
+        args: Namespace of the flags.
+        task: what the script does, in a word: "mlm".
+        writes: whether the run leaves something behind.
+        unused_weights: whether the model leaves some of its weights without a gradient.
+
+    Attributes:
+        accelerator: of accelerate.
+        device: where tensors go.
+        is_main: whether this is the first process.
+        folder: where the run leaves what it makes.
+        checkpoint: folder of the one it goes on from, or None.
+        stop_signal: a StopSignal.
+        max_steps: updates to make, from `begin` on.
+        step, and what else open_output names: what a checkpoint carries besides the weights.
     """
 
-    def __init__(self, settings, accelerator, processes, model, tokenizer, optimizer, scheduler, sampler, score, means,
-                 state, max_steps):
-        self.settings, self.accelerator, self.processes = settings, accelerator, processes
-        self.model, self.tokenizer, self.optimizer, self.scheduler = model, tokenizer, optimizer, scheduler
-        self.sampler, self.score, self.means, self.state, self.max_steps = sampler, score, means, state, max_steps
-        self.pending, self.paused = [], 0.0  # losses that are still on the device; seconds spent on scoring and saving
-        self.bar = tqdm(total=max_steps, initial=state["step"], desc="Training", unit=" updates",
-                        disable=processes.rank > 0 or None)
+    def __init__(self, args, task, writes=True, unused_weights=False):
+        self.args, self.task, self.stop_signal = args, task, StopSignal()
+        self.repository = None  # on the Hub, where this process is to push to one
+        self.card = {"data": {}}  # task, tag and data, as of write_model_card
+        transformers.logging.set_verbosity_error()  # the lines below say it of heads and lengths
+        transformers.logging.disable_progress_bar()
+        on_cpu, precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
+        find_unused = DistributedDataParallelKwargs(find_unused_parameters=unused_weights)
+        self.accelerator = accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision,
+                                                     log_with=args.report_to or None,
+                                                     project_dir=args.output_dir,
+                                                     kwargs_handlers=[find_unused])
+        super().__init__(accelerator.num_processes, accelerator.process_index,
+                         accelerator.local_process_index)
+        self.device, self.is_main = accelerator.device, accelerator.is_main_process
+        if not self.is_main:
+            datasets.disable_progress_bars()
+        self.folder, where = Path(args.output_dir), args.output_dir if writes else None
+        self.checkpoint, state = open_output(where, args.do_train, args.resume_from_checkpoint,
+                                             args.overwrite_output_dir, self.say)
+        if writes and not args.do_train and (self.folder / "model.safetensors").exists():
+            numbers = [path.name.removeprefix("eval-") for path in self.folder.glob("eval-*")]
+            number = max([0, *map(int, filter(str.isdecimal, numbers))]) + 1
+            number = self.sum(number * self.is_main)[0]  # the same on all processes
+            self.folder /= f"eval-{number:.0f}"
+            self.folder.mkdir(exist_ok=True)
+        self.state_names = [*state]
+        vars(self).update(state)
+
+    def say(self, *lines):
+        """Print lines, on the first process alone."""
+        if self.is_main:
+            print(*lines, sep="\n", flush=True)
+
+    def load_model(self, kind, config, vocab_size, head):
+        """Load --model, or the checkpoint that the run goes on from. Arguments as of load_model."""
+        args, name = self.args, str(self.checkpoint or self.args.model)
+        set_seed(args.seed)
+        model, note = load_model(kind, name, None if self.checkpoint else config, vocab_size, head,
+                                 from_scratch=args.from_scratch and not self.checkpoint,
+                                 **hub_settings(args))
+        self.note = self.note or note  # of the model that the run began with
+        precision = self.accelerator.mixed_precision.replace("no", "float32")
+        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}", "Running on  "
+                 f"{self.device.type}, {self.num_processes} "
+                 f"process{'es' * (self.num_processes > 1)}, {self.threads} CPU threads each, "
+                 f"{precision}")
+        return model
+
+    def check_resume(self, data, model_type, *flags):
+        """Refuse to go on from a checkpoint of other data or settings.
+
+        Args:
+            data: dict of split to what tells its data apart.
+            model_type: kind of the model, as "bert".
+            flags: those of the task that may not change.
+        """
+        args = self.args
+        passes = args.gradient_accumulation_steps * self.num_processes
+        made_with = {**data, "task": self.task, "kind of model": model_type,
+                     "global batch": args.per_device_train_batch_size * passes}
+        made_with |= {f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}
+        check_resume(made_with, self, vars(self), self.checkpoint)
+
+    # ---- the training
+
+    def begin(self, model, tokenizer, sampler, score, weights):
+        """Make ready for the first update, and clear the folder of what the run replaces.
+
+        Args:
+            model, tokenizer: as they are loaded.
+            sampler: the GlobalBatchSampler of the run.
+            score: function that scores a model, a dict of results; None where there are no data.
+            weights: dict of the name of each kind of loss to its weight in the sum.
+
+        Returns:
+            The model, wrapped for several processes and for its precision.
+        """
+        args, self.pending = self.args, []  # losses that are still on the device
+        self.tokenizer, self.sampler, self.score, self.weights = tokenizer, sampler, score, weights
+        self.max_steps = args.max_steps
+        if self.max_steps <= 0:
+            self.max_steps = sampler.updates_until(args.num_train_epochs)
+        if args.gradient_checkpointing:
+            checkpoint_gradients(model)
+        optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)
+        self.schedule = get_scheduler(args.lr_scheduler_type, optimizer,
+                                      self.updates(args.warmup_steps), self.max_steps)
+        model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model = self.accelerator.unwrap_model(model, keep_torch_compile=True)
+        if self.checkpoint:
+            self.load_training_state()
+        self.say(f"Updates     {self.max_steps:,}, {sampler.updates_in(0):,} an epoch, with "
+                 f"{sampler.global_batch} examples each (processes {self.num_processes} x batch "
+                 f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); going on "
+                 f"from {self.checkpoint or 'the start'}")
+        scores = score(self.model) if score and not self.checkpoint else {}
+        if args.push_to_hub and self.is_main:
+            self.repository = claim_repository(args.hub_model_id, self.folder)
+        self.start_trackers()
+        if self.is_main:  # only now that nothing is left to go wrong
+            clear_output(self.folder, self.step, args.overwrite_output_dir)
+        self.bar = tqdm(total=self.max_steps, initial=self.step, desc="Training",
+                        disable=not self.is_main or None)
+        if scores:
+            self.initial = {f"initial_{name}": value for name, value in scores.items()}
+            self.log(self.initial)
+        self.first_step, self.begun = self.step, time.perf_counter()
+        return model
+
+    def load_training_state(self):
+        """Take up optimizer, schedule and scaler of the checkpoint."""
+        path, scaler = self.checkpoint / "optimizer.pt", self.accelerator.scaler
+        self.optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        groups = len(self.optimizer.param_groups)
+        self.schedule.load_state_dict(self.scheduler | {"lr_lambdas": [None] * groups})
+        if scaler and self.scaler:
+            scaler.load_state_dict(self.scaler)
+
+    def start_trackers(self):
+        """Start the trackers of --report_to."""
+        settings = vars(self.args) | {"output_dir": str(self.folder)}
+        start_trackers(self.accelerator, self.task, settings, self.run_id, self.step)
+
+    def updates(self, number):
+        """Turn what a flag counts into updates: below 1 it is a share of all of them."""
+        return math.ceil(number * self.max_steps) if number < 1 else int(number)
 
     def is_due(self, strategy, every):
-        step, every = self.state["step"], math.ceil(every * self.max_steps) if every < 1 else int(every)
         if strategy == "epoch":
-            return self.sampler.place(step)[1] == 0 or step == self.max_steps
-        return strategy == "steps" and step % every == 0
+            return self.sampler.place(self.step)[1] == 0 or self.step == self.max_steps
+        return strategy == "steps" and self.step % self.updates(every) == 0
 
-    def log(self, values):
-        if self.processes.rank == 0:
-            with open(Path(self.settings["output_dir"], "log.jsonl"), "a", encoding="utf-8") as file:
-                epoch = round(self.sampler.epochs_until(self.state["step"]), 4)
-                file.write(json.dumps({"step": self.state["step"], "epoch": epoch, **values}) + "\n")
-        self.accelerator.log(values, step=self.state["step"])
+    def seed_dropout(self):
+        """Make dropout a function of (seed, update, rank): no checkpoint need carry a generator."""
+        sequence = np.random.SeedSequence((self.args.seed, self.step, self.rank))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+    def after_update(self, losses, counts, norm, stop):
+        """Log, score and save what is due after an update.
+
+        Args:
+            losses: sums of this process, nats, on the device; (kinds,).
+            counts: of what the losses are of, of this process; a list of as many.
+            norm: of the gradient, before it was clipped; a scalar on the device.
+            stop: whether any process noted a signal.
+
+        Returns:
+            Whether there is another update to make.
+        """
+        args, self.step = self.args, self.step + 1
+        is_last = self.step == self.max_steps
+        self.pending.append((losses, counts))
+        self.bar.update()
+        if self.is_due("steps", args.logging_steps) or is_last:
+            self.settle()
+            means = self.means(np.subtract(self.totals, self.logged or 0))
+            self.logged = self.totals
+            rate = self.schedule.get_last_lr()[0]
+            self.log({**means, "learning_rate": rate, "grad_norm": norm.item()})
+        if self.score and (self.is_due(args.eval_strategy, args.eval_steps) or is_last):
+            self.evaluate()
+        if self.is_due(args.save_strategy, args.save_steps) or (stop and not is_last):
+            self.save()
+        return not (stop or is_last)
 
     def settle(self):
         """Read the losses that are still on the device, and add them up over all processes."""
         if self.pending:
-            sums = self.processes.sum(*torch.stack(self.pending).cpu().double().sum(dim=0).tolist())
-            before = self.state["window"]["sums"]
-            self.state["window"]["sums"] = [a + b for a, b in zip(before, sums, strict=True)]
-        self.pending.clear()
+            losses, counts = zip(*self.pending, strict=True)
+            losses = torch.stack(losses).cpu().double().sum(dim=0).tolist()
+            totals = self.sum(*losses, *np.sum(counts, axis=0))
+            self.totals = np.add(self.totals or 0, totals).tolist()
+            self.pending = []
 
-    def evaluate(self, scores=None, prefix=""):
-        self.settle()
-        begun, scores = time.perf_counter(), scores or self.score(self.model)
-        self.log({prefix + name: value for name, value in scores.items()})
-        self.state["latest"] = {"step": self.state["step"], **scores}
-        if self.processes.rank == 0:
-            shown = "  ".join(f"{name} {value:.6g}" for name, value in islice(scores.items(), 6))
-            tqdm.write(f"Update {self.state['step']:>6}  {shown}")
-        self.paused += time.perf_counter() - begun
+    def means(self, totals):
+        """Turn sums of losses and their counts into means, and `loss`, their weighted sum."""
+        sums, counts = np.split(np.array(totals), 2)
+        means = (sums / np.maximum(counts, 1)).tolist()
+        loss = float(np.dot(means, [*self.weights.values()]))
+        return {"loss": loss, **dict(zip(self.weights, means, strict=True))}
+
+    def log(self, values):
+        """Add a line to log.jsonl, print it, and tell the trackers."""
+        if self.is_main:
+            epoch = round(self.sampler.epochs_until(self.step), 4)
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, "epoch": epoch, **values}) + "\n")
+            shown = (f"{name} {value:.6g}" for name, value in islice(values.items(), 6))
+            tqdm.write(f"Update {self.step:>6}  {'  '.join(shown)}")
+        self.accelerator.log(values, step=self.step)
+
+    def evaluate(self):
+        self.settle()  # what the device still computes counts as training
+        since, scores = time.perf_counter(), self.score(self.model)
+        self.latest = {**scores, "step": self.step}
+        self.log(scores)
+        self.begun += time.perf_counter() - since
 
     def save(self):
+        """Save a checkpoint; note the best of those that are saved, so that it can be loaded."""
         self.settle()
-        begun, state = time.perf_counter(), self.state
-        if self.settings["load_best_model_at_end"] and state["latest"]["step"] == state["step"] and (
-                not state["best"] or state["latest"]["eval_loss"] < state["best"]["eval_loss"]):
-            state["best"] = state["latest"]  # of models that are saved, so that it can be loaded
-        if self.processes.rank == 0:
-            save_checkpoint(self.settings["output_dir"], state["step"], self.write, self.settings["save_total_limit"],
-                            keep=f"checkpoint-{state['best']['step']}" if state["best"] else None)
-        self.processes.sum(0)  # the others wait: none trains on if this one fails
-        self.paused += time.perf_counter() - begun
+        since, args, keep = time.perf_counter(), self.args, None
+        if args.load_best_model_at_end and self.latest.get("step") == self.step:
+            both = [self.best or self.latest, self.latest]
+            self.best = min(both, key=lambda scores: scores["eval_loss"])
+        if self.best:
+            keep = f"checkpoint-{self.best['step']}"
+        if self.is_main:
+            save_checkpoint(self.folder, self.step, self.write, args.save_total_limit, keep)
+        self.sum(0)  # the others wait: none trains on if this one fails
+        self.begun += time.perf_counter() - since
 
     def write(self, folder):
-        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        state = dict(self.state, scheduler={k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
-                     scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None)
-        (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        """Write the files of a checkpoint into a folder."""
+        self.scheduler = self.schedule.state_dict()
+        self.scheduler.pop("lr_lambdas", None)
+        if self.accelerator.scaler:
+            self.scaler = self.accelerator.scaler.state_dict()
+        state = {name: vars(self)[name] for name in self.state_names}
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
-    def after_update(self, update, losses, counts, norm, stop):
-        """Log, score and save what is due after an update. Returns True where the run is to end.
+    def finish(self):
+        """End the run where a signal has stopped it; else load the best model, if asked for.
 
-        losses: sums of this process, (kinds,), nats, on the device. counts: of all processes, a list of as many.
+        Returns:
+            dict of results.
         """
-        state, last, nothing = self.state, update == self.max_steps, {"sums": [0.0] * len(counts),
-                                                                      "counts": [0.0] * len(counts)}
-        state["step"], state["window"] = update, state["window"] or nothing
-        state["window"]["counts"] = [a + b for a, b in zip(state["window"]["counts"], counts, strict=True)]
-        self.pending.append(losses)
-        self.bar.update()
-        if self.is_due("steps", self.settings["logging_steps"]) or last:
-            self.settle()
-            window, total, state["window"] = state["window"], state["train"] or nothing, None
-            state["train"] = {name: [a + b for a, b in zip(total[name], window[name], strict=True)] for name in total}
-            shown = self.means(**window)
-            self.log({**shown, "learning_rate": self.scheduler.get_last_lr()[0], "grad_norm": norm.item()})
-            self.bar.set_postfix(loss=f"{shown['loss']:.3f}")
-            if self.bar.disable and self.processes.rank == 0:  # no terminal to show a bar on
-                print(f"Update {update:>6}  " + "  ".join(f"{name} {value:.6g}" for name, value in shown.items()),
-                      flush=True)
-        if self.score and (self.is_due(self.settings["eval_strategy"], self.settings["eval_steps"]) or last):
+        sampler, seconds = self.sampler, time.perf_counter() - self.begun
+        self.bar.close()
+        if self.step < self.max_steps:
+            end_stopped_run(self.accelerator, self.stop_signal.number, self.step, self.say)
+        results = {"epoch": sampler.epochs_until(self.step), **self.initial}
+        results |= {f"train_{name}": value for name, value in self.means(self.totals).items()}
+        seen = sampler.examples_until(self.step) - sampler.examples_until(self.first_step)
+        if seen:  # otherwise it was a finished run that was resumed, and these are known already
+            results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
+        if self.score and self.latest.get("step") != self.step:  # it was killed before this
             self.evaluate()
-        if self.is_due(self.settings["save_strategy"], self.settings["save_steps"]) or (stop and not last):
-            self.save()
-        return stop
+        if self.best and self.best["eval_loss"] < self.latest["eval_loss"]:
+            name = f"checkpoint-{self.best['step']}"
+            self.say(f"Best        the model of {name} is kept")
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            best = type(model).from_pretrained(self.folder / name, dtype=torch.float32)
+            model.load_state_dict(best.state_dict())
+            self.latest = self.best
+        return {**results, **self.latest, "step": self.step}
+
+    # ---- what it leaves behind
+
+    def save_model(self, model, tokenizer):
+        """Save a model that was trained: before anything else can fail."""
+        if self.args.do_train and self.is_main:
+            save_model(self.folder, model, tokenizer)
+
+    def leave(self, results):
+        """Write the results, and after a training the model card."""
+        if self.is_main and results:
+            write_results(self.folder, results, self.checkpoint)
+            if self.args.do_train:
+                card = self.card
+                write_model_card(self.folder, self.args.model, f"{card['task']}; {self.note}",
+                                 tag=card["tag"], data=card["data"], results=results,
+                                 settings=vars(self.args))
+
+    def in_float32(self, model):
+        """Take a model out of its wrappers: what is shown is computed in float32."""
+        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False,
+                                             keep_torch_compile=False)
+
+    def end(self, results):
+        """Show the results, and tell trackers and the Hub, which may fail."""
+        show_results(results, self.note, self.folder, self.say)
+        self.accelerator.log(results, step=self.step)
+        self.accelerator.end_training()
+        if self.repository:
+            upload(self.folder, self.repository)

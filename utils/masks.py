@@ -5,10 +5,13 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
+from utils.arguments import add_flags, number
+from utils.batches import pad
+
 
 def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
                 mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
-    """Hide tokens for masked language modelling: by default 80% become [MASK], 10% a random token, 10% stay.
+    """Hide tokens: by default 80% become [MASK], 10% a random token, 10% stay.
 
     An example is masked alike on one GPU or eight, in any data worker, and after a resume.
 
@@ -17,29 +20,37 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
         special: True where a token is left alone, such as [CLS]; bool array of shape (seq,).
         mask_id: id of [MASK].
         vocab_size: random replacements are drawn from [0, vocab_size).
-        seed: seed of the run, at least 0; evaluation always uses 0, so that scores of different runs can be compared.
+        seed: seed of the run, at least 0; evaluation always uses 0, so that scores of different
+            runs can be compared.
         epoch: pass over the data, from 0; evaluation always uses 0.
         example_id: index of the example in the dataset, before shuffling and sharding.
         mask_prob: chance that a token is chosen, or a word where continues is given; from 0 to 1.
         mask_replace_prob: share of the chosen tokens that become [MASK], from 0 to 1.
-        random_replace_prob: share of the chosen tokens that become a random token; what is left of 1 stays.
-        continues: for whole-word masking, True where a token goes on with the word before it; bool, shape (seq,).
+        random_replace_prob: share of the chosen tokens that become a random token; what is left of
+            1 stays.
+        continues: for whole-word masking, True where a token goes on with the word before it; bool,
+            shape (seq,).
 
     Returns:
-        (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is predicted.
+        (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is
+        predicted.
 
     Raises:
         ValueError: a probability is outside [0, 1], or the two shares add up to more than 1.
 
-    Source: Devlin et al. 2018, section 3.1 and appendix A.1, https://arxiv.org/abs/1810.04805; whole words:
-    https://github.com/google-research/bert, "whole word masking" (each token of a word meets its own fate).
+    Source: Devlin et al. 2018, section 3.1 and appendix A.1, https://arxiv.org/abs/1810.04805;
+    whole words: https://github.com/google-research/bert, "whole word masking" (each token of a word
+    meets its own fate).
     """
     if not 0 <= mask_prob <= 1:
         raise ValueError(f"mask_prob is {mask_prob}; give a fraction from 0 to 1, such as 0.15")
-    if min(mask_replace_prob, random_replace_prob) < 0 or mask_replace_prob + random_replace_prob > 1:
-        raise ValueError(f"mask_replace_prob is {mask_replace_prob} and random_replace_prob is {random_replace_prob}; "
-                         "give two fractions from 0 to 1 that add up to at most 1, such as 0.8 and 0.1")
-    # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 what seed 0 does in epoch 1.
+    if (min(mask_replace_prob, random_replace_prob) < 0 or mask_replace_prob + random_replace_prob
+        > 1):
+        raise ValueError(f"mask_replace_prob is {mask_replace_prob} and random_replace_prob is "
+                         f"{random_replace_prob}; give two fractions from 0 to 1 that add up to at "
+                         "most 1, such as 0.8 and 0.1")
+    # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 what seed 0 does in
+    # epoch 1.
     rng = np.random.default_rng((seed, epoch, example_id))
     chosen = rng.random(len(input_ids)) < mask_prob  # (seq,)
     if continues is not None:  # the draw of a word's first token decides for the whole word
@@ -53,36 +64,99 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
 
 
 def word_continuations(tokenizer):
-    """Say for each token of the vocabulary whether it goes on with the word before it: bool array of shape (vocab,).
+    """Say for each token whether it goes on with the word before it: bool, (vocab,).
 
-    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the sign that most
-    tokens carry; without any, each token is a word of its own. Index it with ids to get mask_tokens' `continues`.
+    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the
+    sign that most tokens carry; without any, each token is a word of its own. Index it with ids to
+    get mask_tokens' `continues`.
     """
-    size = max(tokenizer.get_vocab().values()) + 1  # more than there are tokens where ids are left out
+    # More than there are tokens where ids are left out.
+    size = max(tokenizer.get_vocab().values()) + 1
     tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
     counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
     sign = max(counts, key=counts.get)
-    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign  # line feed, tab and carriage return part words too
+    # Line feed, tab and carriage return part words too.
+    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign
     continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
-    continues[list(tokenizer.added_tokens_decoder)] = False  # [CLS] and its like, and words that a user added
+    continues[list(tokenizer.added_tokens_decoder)] = (
+        False  # [CLS] and its like, and words that a user added
+    )
     return continues
+
+
+class Masker:
+    """Hide tokens of rows, as mask_tokens does, and list what is to be predicted.
+
+    Args:
+        tokenizer: its special tokens are never hidden.
+        args: Namespace of the masking flags.
+        seed: as of mask_tokens.
+    """
+
+    def __init__(self, tokenizer, args, seed):
+        self.special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # (vocab,)
+        self.special[tokenizer.all_special_ids] = True
+        # (vocab,)
+        self.continues = word_continuations(tokenizer) if args.masking == "whole_word" else None
+        self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
+                         "seed": seed, "mask_prob": args.mlm_probability,
+                         "mask_replace_prob": args.mask_replace_prob,
+                         "random_replace_prob": args.random_replace_prob}
+
+    def __call__(self, rows, example_ids, epoch):
+        """Mask rows of ids, int64 arrays of shape (seq,), of the examples with these numbers.
+
+        Returns:
+            (masked_rows, positions, targets): the rows; where tokens are to be predicted in the
+            flattened batch, (predicted,); and which, (predicted,).
+        """
+        pairs = []
+        for ids, example_id in zip(rows, example_ids, strict=True):
+            continues = None if self.continues is None else self.continues[ids]
+            pairs.append(mask_tokens(ids, self.special[ids], epoch=epoch, example_id=example_id,
+                                     continues=continues, **self.settings))
+        masked, labels = zip(*pairs, strict=True)
+        labels = pad(labels, -100).ravel()  # (batch x seq,)
+        # Found here, on the CPU: a GPU would have to be waited for.
+        positions = (labels != -100).nonzero().ravel()
+        return masked, positions, labels[positions]
+
+
+def add_masking_flags(parser):
+    """Add the flags that say what is hidden."""
+    share = number(float, 0, 1)
+    add_flags(
+        parser.add_argument_group("masking"),
+        ("masking", ["token", "whole_word"], "token", "hide tokens or words"),
+        ("mlm_probability", number(float, 0, 1, above=True), 0.15, "share to hide"),
+        ("mask_replace_prob", share, 0.8, "share of the hidden shown as [MASK]"),
+        ("random_replace_prob", share, 0.1, "share shown as a random token; the rest stays as it "
+         "is"),
+    )
+
+
+def check_masking_flags(args, parser):
+    if args.mask_replace_prob + args.random_replace_prob > 1:
+        parser.error("--mask_replace_prob and --random_replace_prob add up to more than 1; give "
+                     "shares as 0.8 and 0.1")
 
 
 def masked_outputs(model, batch):
     """Run a masked language model, with its output layer only where a token is to be predicted.
 
-    That layer costs as much as the encoder in small models, and six in seven of its rows would be thrown away. A hook
-    keeps the wanted ones; of a model that does not call its output embeddings as a layer, all are computed.
+    That layer costs as much as the encoder in small models, and six in seven of its rows would be
+    thrown away. A hook keeps the wanted ones; of a model that does not call its output embeddings
+    as a layer, all are computed.
 
     Args:
         model: a model with get_output_embeddings, also inside DistributedDataParallel.
-        batch: positions (predicted,) in the flattened batch, targets, perhaps next_sentence_label, and the model's
-            inputs: input_ids (batch, seq).
+        batch: positions (predicted,) in the flattened batch, targets, perhaps next_sentence_label,
+            and the model's inputs: input_ids (batch, seq).
 
     Returns:
         float32 scores of shape (predicted, vocab), and all that the model returned.
     """
-    aims = ("positions", "targets", "next_sentence_label")
+    aims = "positions", "targets", "next_sentence_label"
     inputs = {name: tensor for name, tensor in batch.items() if name not in aims}
     positions, tokens = batch["positions"], batch["input_ids"].numel()
     head = getattr(model, "module", model).get_output_embeddings()
@@ -92,7 +166,8 @@ def masked_outputs(model, batch):
         fits = hidden.shape[:-1].numel() == tokens
         return (hidden.reshape(tokens, -1)[positions], *args[1:]) if fits else None
 
-    hook = head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module) else nullcontext()
+    hook = (head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module)
+            else nullcontext())
     with hook:
         outputs = model(**inputs)
     logits = outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits

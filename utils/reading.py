@@ -10,80 +10,102 @@ from utils.errors import InputError
 
 
 def find_files(patterns, flag):
-    """Expand paths and globs to a list of files, sorted within a glob. InputError where there is none, or a folder."""
+    """Expand paths and globs to a list of files, sorted within a glob.
+
+    InputError where there is none, or a folder.
+    """
     files = []
     for pattern in patterns:
-        found = [pattern] if os.path.exists(pattern) else [p for p in sorted(glob.glob(pattern, recursive=True))
-                                                           if not os.path.isdir(p)]
-        if not found or os.path.isdir(pattern):
-            fault = ("this is a folder, expected a file" if found else "no file matches this pattern"
-                     if glob.has_magic(pattern) else "there is no such file")
-            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, or a glob like *.txt")
-        files += found
+        matches = ([pattern] if os.path.exists(pattern)
+                   else sorted(glob.glob(pattern, recursive=True)))
+        matches = [path for path in matches if not os.path.isdir(path)]
+        if not matches:
+            fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
+                     else "there is no such file")
+            raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, "
+                             "or a glob like *.txt")
+        files += matches
     return files
 
 
-def read_chunks(path):
-    """Read a UTF-8 file, also .gz, in pieces of whole lines: yields (number of the first line, from 1, and the bytes).
+def ending_of(path):
+    """The ending of a file's name that tells its kind, in lower case: .csv of data.CSV.gz."""
+    return os.path.splitext(path.lower().removesuffix(".gz"))[1]
 
-    A byte order mark is taken off. InputError names the line and the byte that is not UTF-8.
+
+def open_bytes(path):
+    """Open a file, also .gz, to read its bytes."""
+    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+
+
+def read_chunks(path):
+    """Read a UTF-8 file in pieces of whole lines: yields (number of the first, bytes).
+
+    Also .gz. Numbers count from 1. A byte order mark is taken off. InputError names the line and
+    the byte that is not UTF-8.
     """
     number = 1
     try:
-        with gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb") as file:
+        with open_bytes(path) as file:
             while raw := file.read(1 << 22) + file.readline():
                 raw.decode("utf-8")  # only to check it
                 yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 number += raw.count(b"\n")
     except UnicodeDecodeError as error:
-        line, byte = number + raw.count(b"\n", 0, error.start), error.start - raw.rfind(b"\n", 0, error.start)
-        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
-                         f"Convert it to UTF-8, for instance with: iconv -f latin1 -t utf-8 {path} > new.txt") from None
+        line = number + raw.count(b"\n", 0, error.start)
+        byte = error.start - raw.rfind(b"\n", 0, error.start)
+        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) "
+                         "is not UTF-8. Convert it to UTF-8, for instance with: iconv -f latin1 "
+                         f"-t utf-8 {path} > new.txt") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another kind?") from None
+        raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another "
+                         "kind?") from None
 
 
 def read_lines(path):
-    """Read a UTF-8 file, also .gz, in batches: yields (number of the first line, from 1, and the lines without end)."""
+    """Read a UTF-8 file in batches of lines: yields (number of the first, from 1, lines)."""
     for number, raw in read_chunks(path):
-        yield number, [line.removesuffix("\r") for line in raw.removesuffix(b"\n").decode("utf-8").split("\n")]
+        yield (number, [line.removesuffix("\r") for line
+                        in raw.removesuffix(b"\n").decode("utf-8").split("\n")])
 
 
-def read_json(path, on_fault=None):
-    """Read .jsonl, or .json that is a list, an object with a list under `data`, or lines: yields (place, object).
+def parse_json(text, path, line=None):
+    """Parse JSON: the value, or the InputError for what is none.
 
-    InputError names line and column of what is not JSON, or what stands there instead of an object; on_fault, if given,
-    is called with place and InputError of such a row instead.
+    Args:
+        line: number of that line, where the text is one.
     """
-    rows = ((f"{path}, line {n}", line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
-    parsed = False
-    if path.lower().removesuffix(".gz").endswith(".json"):
-        rows = list(rows)
-        try:
-            value = json.loads("\n".join(line for _, line in rows))
-            value = value.get("data", [value]) if isinstance(value, dict) else value
-            value = value if isinstance(value, list) else [value]
-            rows, parsed = [(f"{path}, entry {n}", row) for n, row in enumerate(value, 1)], True
-        except (ValueError, RecursionError) as error:
-            if not str(error).startswith("Extra data"):  # otherwise it has one object a line, and is read as such
-                line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
-                raise InputError(f"{path}, line {line}, column {column}: not JSON: {getattr(error, 'msg', error)}. "
-                                 "Was the file cut off?") from None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line, column = line or getattr(error, "lineno", 1), getattr(error, "colno", 1)
+        return InputError(f"{path}, line {line}, column {column}: not JSON: "
+                          f"{getattr(error, 'msg', error)}. Expected one object a line, or one "
+                          f"list; found {text[:40]!r}. Was the file cut off?")
+
+
+def read_json(path):
+    """Read objects out of .jsonl and .json: yields (place, object).
+
+    A .json file is a list, an object with a list under `data`, or lines.
+
+    In place of a row that is no JSON, or no object, stands the InputError that says so.
+    """
+    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first)
+             if line.strip())
+    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines)
+    if ending_of(path) == ".json":
+        text = "\n".join(line for _, batch in read_lines(path) for line in batch)
+        whole = parse_json(text, path)
+        if not isinstance(whole, InputError):
+            whole = whole.get("data", [whole]) if isinstance(whole, dict) else whole
+            whole = whole if isinstance(whole, list) else [whole]
+            rows = ((f"{path}, entry {n}", row) for n, row in enumerate(whole, 1))
+        # Otherwise it has one object a line, and is read as such.
+        elif "not JSON: Extra data" not in str(whole):
+            raise whole
     for place, row in rows:
-        if not (parsed or row.strip()):
-            continue
-        try:
-            row = row if parsed else json.loads(row)
-        except (ValueError, RecursionError) as error:
-            column, fault = getattr(error, "colno", 1), getattr(error, "msg", error)
-            fault = InputError(f"{place}, column {column}: not JSON: {fault} in {row[:40]!r}. Expected one object a "
-                               "line.")
-        else:
-            if isinstance(row, dict):
-                yield place, row
-                continue
-            found = json.dumps(row, ensure_ascii=False)[:40]
-            fault = InputError(f"{place}: expected an object such as {{\"text\": …}}, found {found!r}")
-        if on_fault is None:
-            raise fault from None
-        on_fault(place, fault)
+        if not isinstance(row, dict | InputError):
+            shown = json.dumps(row, ensure_ascii=False)[:40]
+            row = InputError(f'{place}: expected an object such as {{"text": …}}, found {shown!r}')
+        yield place, row

@@ -1,4 +1,5 @@
-"""What a run leaves behind: trackers, results, model and card."""
+"""What a run leaves behind: model and tokenizer, results, a model card, and what trackers and the
+Hub are told."""
 
 import html
 import json
@@ -7,106 +8,120 @@ from pathlib import Path
 
 import huggingface_hub
 
-from utils.checkpoints import write_json
-from utils.errors import InputError
+from utils.errors import blame
+from utils.writing import write_json
+
+OURS = "<!-- Written by the run that trained this model. -->"
 
 
-def start_trackers(accelerator, project, settings, state):
-    """Start the trackers of --report_to; where a run is resumed, go on with its own. settings: dict of all flags."""
-    shown = {k: value if isinstance(value, int | float | str) else str(value) for k, value in settings.items()}
-    name = settings["run_name"]
-    try:
-        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown, {
-            "wandb": {"name": name, "id": state["run_id"], "resume": "allow", "dir": settings["output_dir"]},
-            "trackio": {"name": name, "resume": "allow" if state["step"] else "never"},
-            "tensorboard": {"purge_step": state["step"] + (state["step"] > 0)}})  # hides what stood there from here on
-    except Exception as error:  # no account, no network, a server that refuses
-        fault = " ".join(str(error).split())[:200]
-        raise InputError(f"--report_to {' '.join(settings['report_to'])}: cannot start: {fault}. For wandb, 'wandb "
-                         "login' or WANDB_MODE=offline.") from None
+def start_trackers(accelerator, project, settings, run_id, step):
+    """Start the trackers of --report_to; where a run is resumed, go on with its own.
+
+    Args:
+        settings: dict of all flags.
+        run_id: the same after a resume.
+        step: updates done.
+    """
+    name, folder = settings["run_name"], settings["output_dir"]
+    shown = {flag: value if isinstance(value, int | float) else f"{value}" for flag, value
+             in settings.items()}
+    accelerator.project_configuration.logging_dir = f"{folder}/runs"
+    with blame(f"--report_to {' '.join(settings['report_to'])}: cannot start", "For wandb, 'wandb "
+               "login' or WANDB_MODE=offline."):
+        # Hides what stood there from here on.
+        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown,
+                                  {"wandb": {"name": name, "id": run_id, "resume": "allow",
+                                             "dir": folder},
+                                   "trackio": {"name": name, "resume": "allow" if step
+                                               else "never"},
+                                   "tensorboard": {"purge_step": step + (step > 0)}})
 
 
 def claim_repository(hub_model_id, output_dir):
-    """Make the repository that the model is to be pushed to: its full name. Before the training, in case it fails."""
-    try:
-        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name, exist_ok=True).repo_id
-    except Exception as error:  # no account, no network, a name that is not allowed
-        raise InputError(f"--push_to_hub: cannot start: {' '.join(str(error).split())[:200]}. Log in with 'hf auth "
-                         "login', and give --hub_model_id NAME/MODEL.") from None
+    """Make the repository that the model is to be pushed to: its full name.
 
-
-def score_rows(results):
-    """List (name, before, after) of the scores, as text."""
-    names = [name for name in results if name.startswith(("eval_", "perplexity", "predict_"))]
-    values = [[results.get(f"initial_{name}"), results.get(name)] for name in names]
-    return [(name, *("-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
-                     for value in pair)) for name, pair in zip(names, values, strict=True)]
-
-
-def write_model_card(output_dir, base, task, tag, data, results, settings, tables=()):
-    """Write README.md: what the model was made of, and its scores before and after.
-
-    Args:
-        base: Hub name or folder of the model it began with. task: a sentence that says what was done with it.
-        tag: the Hub's name of the task, or None. data: dict of split to (examples, tokens, name of the source).
-        settings: dict of all flags. tables: more lines to stand below the scores.
+    Before the training, in case it fails.
     """
-    named = [] if os.path.exists(base) else [f"base_model: {base}"]
-    sizes = [f"| {split} | {examples:,} | {tokens:,} | {html.escape(name).replace('|', '&#124;')} |"
-             for split, (examples, tokens, name) in data.items()]
-    scores = [f"| {' | '.join(row)} |" for row in score_rows(results)]
-    chosen = {name: value for name, value in sorted(settings.items())
-              if not (value is None or value is False or value == [])}  # a 0 is a setting
-    lines = ["---", "library_name: transformers", *([f"pipeline_tag: {tag}"] if tag else []), *named, "---", "",
-             f"# {Path(output_dir).name}", "", f"{Path(base).name}, {task}", "",
-             "| data | examples | tokens | source |", "| --- | ---: | ---: | --- |", *sizes, "",
-             "| score | before | after |", "| --- | ---: | ---: |", *scores, "",
-             "Losses are in nats, a mean over what is predicted.", "", *tables, "```yaml",
-             *(f"{name}: {json.dumps(value)}" for name, value in chosen.items()), "```", ""]
-    Path(output_dir, "README.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def save_model(output_dir, model, tokenizer):
-    """Leave model and tokenizer in the output folder, file by file, so that a kill leaves no half of one."""
-    aside = Path(output_dir, "tmp-model")
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in aside.iterdir():
-        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
-        os.replace(path, Path(output_dir, path.name))
-    aside.rmdir()
-
-
-def write_results(output_dir, results, same_model, trained):
-    """Write all_results.json, beside the scores that stand there already if they are of the same model."""
-    path = Path(output_dir, "all_results.json")
-    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    # What was scored before the training may have been other data than these.
-    if not trained and any(name.startswith("eval_") for name in results):
-        older = {name: value for name, value in older.items() if not name.startswith("initial_")}
-    write_json(path, older | results)
+    with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
+               "--hub_model_id NAME/MODEL."):
+        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name,
+                                           exist_ok=True).repo_id
 
 
 def upload(output_dir, repository):
     """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
-    try:
-        print("Uploaded to", huggingface_hub.upload_folder(
-            repo_id=repository, folder_path=output_dir, ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
-    except Exception as error:  # network, rights, quota
-        raise InputError(f"--push_to_hub: {' '.join(str(error).split())[:200]}. The model is safe in {output_dir}; "
-                         f"upload it with: hf upload NAME/MODEL {output_dir}") from None
+    with blame("--push_to_hub", f"The model is safe in {output_dir}; upload it with: hf upload "
+               f"NAME/MODEL {output_dir}"):
+        print("Uploaded to",
+              huggingface_hub.upload_folder(repo_id=repository, folder_path=output_dir,
+                                            ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
+
+
+def save_model(output_dir, model, tokenizer):
+    """Leave model and tokenizer in the output folder, none of their files by half."""
+    aside = Path(output_dir, "tmp-model")
+    with blame(f"--output_dir {output_dir}: the model cannot be saved", "The last checkpoint is "
+               "whole."):
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+    for path in aside.iterdir():
+        path.chmod(0o644)  # safetensors lets the owner alone read its files
+        os.replace(path, Path(output_dir, path.name))
+    aside.rmdir()
+
+
+def write_results(output_dir, results, same_model):
+    """Write all_results.json, beside what stands there already if that is of the same model."""
+    path = Path(output_dir, "all_results.json")
+    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
+    write_json(path, older | results)
+
+
+def score_rows(results):
+    """List (name, before, after) of the scores, as text."""
+    scores = {name: [results.get(f"initial_{name}", "-"), value] for name, value in results.items()
+              if name.startswith(("eval_", "perplexity", "predict_"))}
+    return [(name, *(f"{value:,.4f}" if isinstance(value, float) else f"{value}" for value
+                     in values)) for name, values in scores.items()]
+
+
+def write_model_card(output_dir, base, task, *, tag, data, results, settings, tables=()):
+    """Write README.md: what the model was made of, and its scores.
+
+    MODEL_CARD.md beside a README.md of the user's.
+
+    Args:
+        base: Hub name or folder of the model it began with.
+        task: what was done with it, and what of it started at random, in words.
+        tag: the Hub's name of the task, or None.
+        data: dict of split to what it is, in words.
+        settings: dict of all flags.
+        tables: more lines to stand below the scores.
+    """
+    path = Path(output_dir, "README.md")
+    if path.exists() and OURS not in path.read_text(encoding="utf-8", errors="replace"):
+        path = path.with_name("MODEL_CARD.md")
+    head = huggingface_hub.ModelCardData(library_name="transformers", pipeline_tag=tag,
+                                         base_model=None if os.path.exists(base) else base)
+    rows = [("score", "before", "after"), ("---", "---:", "---:"), *score_rows(results)]
+    chosen = {flag: value for flag, value in sorted(settings.items()) if value not in (None, [])
+              and value is not False}
+    lines = ["---", head.to_yaml(), "---", "", OURS, "", f"# {Path(output_dir).resolve().name}", "",
+             f"{Path(base).name}, {task}.", ""]
+    lines += [f"- {split}: {html.escape(words)}" for split, words in data.items()]
+    lines += ["", *(f"| {' | '.join(row)} |" for row in rows), "", "Losses are in nats, a mean "
+              "over what is predicted.", "", *tables, "```yaml"]
+    lines += [f"{flag}: {json.dumps(value)}" for flag, value in chosen.items()]
+    path.write_text("\n".join([*lines, "```", ""]), encoding="utf-8")
 
 
 def show_results(results, note, output_dir, say):
-    """Print the scores, before the training and after it, and where things are. note: what started at random."""
-    trained, rows = any(name.startswith("initial_") for name in results), score_rows(results)
-    width = max([20, *(len(name) + 2 for name, *_ in rows)])
-    for name, *values in ([("", "before", "after")] * trained + rows if results else ()):
-        say(f"{name:<{width}}" + "".join(f"{value:>16}" for value in values[0 if trained else 1 :]))
-    if trained:
-        say(f"Before: {note}")
+    """Print the scores, before the training and after it, and where they are.
+
+    Args:
+        note: what started at random.
+    """
     if results:
-        say(f"Results are in {Path(output_dir, 'all_results.json')}"
-            + (f", model and log in {output_dir}" if "step" in results else ""))
+        for name, before, after in [("", "before", "after"), *score_rows(results)]:
+            say(f"{name:<36}{before:>16}{after:>16}")
+        say(f"Before: {note}", f"Results are in {Path(output_dir, 'all_results.json')}")

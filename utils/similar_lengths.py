@@ -6,17 +6,19 @@ from utils.batches import GlobalBatchSampler
 
 
 class SimilarLengthSampler(GlobalBatchSampler):
-    """A GlobalBatchSampler that puts examples of similar length into a global batch, so that little of it is padding.
+    """A GlobalBatchSampler that puts examples of similar length together, to pad little.
 
-    The order of the epoch is cut into pools. The examples of a pool are sorted by length and cut into global batches,
-    which then come in random order. Within one, examples are sorted by length too, so those of a micro-batch are close.
+    The order of the epoch is cut into pools. The examples of a pool are sorted by length and cut
+    into global batches, which then come in random order. Within one, examples are sorted by length
+    too, so those of a micro-batch are close.
 
     Args:
         lengths: tokens of each example, int array of shape (examples,).
         pool: global batches that are sorted together. Fewer mix lengths more, and pad more.
     """
 
-    def __init__(self, lengths, batch_size, accumulation_steps, num_processes, rank, seed, pool=50):
+    def __init__(self, lengths, batch_size, accumulation_steps, num_processes, rank, seed, *,
+                 pool=50):
         super().__init__(len(lengths), batch_size, accumulation_steps, num_processes, rank, seed)
         self.lengths, self.pool = np.asarray(lengths), pool
 
@@ -24,15 +26,17 @@ class SimilarLengthSampler(GlobalBatchSampler):
         order, size = super().order(), self.global_batch
         whole = self.n - self.n % size  # the rest, a smaller batch, stays at the end
         step = self.pool * size
-        pools = [order[at : min(at + step, whole)] for at in range(0, whole, step)] + [order[whole:]]
-        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in pools])
+        pools = [order[at : min(at + step, whole)] for at in range(0, whole, step)]
+        pools.append(order[whole:])
+        pools = [part[np.argsort(self.lengths[part], kind="stable")] for part in pools]
+        order = np.concatenate(pools)
         shuffled = np.random.default_rng((self.seed, self.epoch, 1)).permutation(whole // size)
         return np.concatenate([order[:whole].reshape(-1, size)[shuffled].ravel(), order[whole:]])
 
     def padding(self):
         """Share of padding among the tokens of the epoch, from 0 to 1, on all processes."""
-        pieces, full = self.accumulation_steps * self.num_processes, self.n - self.n % self.global_batch
-        order = self.order()
-        batches = [*order[:full].reshape(-1, self.batch_size), *np.array_split(order[full:], pieces)]
+        order, whole = self.order(), self.n - self.n % self.global_batch
+        rest = np.array_split(order[whole:], self.accumulation_steps * self.num_processes)
+        batches = [*order[:whole].reshape(-1, self.batch_size), *rest]
         padded = sum(int(self.lengths[batch].max()) * len(batch) for batch in batches if len(batch))
         return 1 - int(self.lengths.sum()) / padded
