@@ -290,8 +290,9 @@ class Masker:
     def __init__(self, tokenizer, args, seed):
         self.special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # (vocab,)
         self.special[tokenizer.all_special_ids] = True
-        # (vocab,)
-        self.continues = word_continuations(tokenizer) if args.masking == "whole_word" else None
+        self.continues = None  # or bool, (vocab,)
+        if args.masking == "whole_word":
+            self.continues = word_continuations(tokenizer)
         self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
                          "seed": seed, "mask_prob": args.mlm_probability,
                          "mask_replace_prob": args.mask_replace_prob,
@@ -1157,6 +1158,8 @@ def read_config(path):
                          f"{str(settings)[:40]!r}")
     words = []
     for flag, value in settings.items():
+        if flag in ("config", "help"):
+            raise InputError(f"--config {path}: {flag!r} cannot stand in the file")
         if isinstance(value, dict):
             value = ",".join(f"{name}={part}" for name, part in value.items())
         if isinstance(value, list) and {*map(type, value)} <= {str}:
@@ -1288,6 +1291,9 @@ def add_loop_flags(parser, task, examples):
 def check_loop_flags(args, parser):
     """Find settings that do not fit each other, and fill in --eval_steps."""
     check_output_flags(args, parser)
+    if args.push_to_hub and (args.do_eval or args.do_predict) and not args.do_train:
+        parser.error("--push_to_hub uploads what a training leaves; for a model that lies in a "
+                     "folder: hf upload NAME/MODEL FOLDER")
     args.eval_steps = args.eval_steps or args.logging_steps
     if args.load_best_model_at_end and (args.save_strategy == "no" or args.eval_strategy
                                         != args.save_strategy
@@ -1879,7 +1885,7 @@ def describe_texts(texts, tokens, unknown_id, say):
         unknown_id: of [UNK], or None.
         say: called with lines for the user.
     """
-    number = rows_at_once(texts)
+    number = min(10_000, rows_at_once(texts))
     texts = texts[:number]["text"].to_pylist()
     ids = tokens[:number]["ids"].combine_chunks().flatten().to_numpy()
     repeated = 1 - len({*texts}) / len(texts)
@@ -2417,7 +2423,8 @@ def upload(output_dir, repository):
                f"NAME/MODEL {output_dir}"):
         print("Uploaded to",
               huggingface_hub.upload_folder(repo_id=repository, folder_path=output_dir,
-                                            ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
+                                            ignore_patterns=["checkpoint-*", "eval-*", "tmp-*",
+                                                             "wandb/*"]))
 
 
 def save_model(output_dir, model, tokenizer):
@@ -2427,8 +2434,10 @@ def save_model(output_dir, model, tokenizer):
                "whole."):
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+    umask = os.umask(0)
+    os.umask(umask)
     for path in aside.iterdir():
-        path.chmod(0o644)  # safetensors lets the owner alone read its files
+        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
         os.replace(path, Path(output_dir, path.name))
     aside.rmdir()
 
@@ -2658,7 +2667,7 @@ class Run(Processes):
 
     def updates(self, number):
         """Turn what a flag counts into updates: below 1 it is a share of all of them."""
-        return math.ceil(number * self.max_steps) if number < 1 else int(number)
+        return math.ceil(round(number * self.max_steps, 6)) if number < 1 else int(number)
 
     def is_due(self, strategy, every):
         if strategy == "epoch":
@@ -2692,9 +2701,11 @@ class Run(Processes):
             self.logged = self.totals
             rate = self.schedule.get_last_lr()[0]
             self.log({**means, "learning_rate": rate, "grad_norm": norm.item()})
-        if self.score and (self.is_due(args.eval_strategy, args.eval_steps) or is_last):
+        saves = self.is_due(args.save_strategy, args.save_steps)
+        scores = self.is_due(args.eval_strategy, args.eval_steps) or is_last
+        if self.score and (scores or (saves and args.load_best_model_at_end)):
             self.evaluate()
-        if self.is_due(args.save_strategy, args.save_steps) or (stop and not is_last):
+        if saves or (stop and not is_last):
             self.save()
         return not (stop or is_last)
 
@@ -2753,7 +2764,8 @@ class Run(Processes):
             self.scaler = self.accelerator.scaler.state_dict()
         state = {name: vars(self)[name] for name in self.state_names}
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
+        with blame(f"{folder} cannot be written", "A whole checkpoint, if there was one, is still "
+                   "there."):
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
@@ -2810,7 +2822,8 @@ class Run(Processes):
     def end(self, results):
         """Show the results, and tell trackers and the Hub, which may fail."""
         show_results(results, self.note, self.folder, self.say)
-        self.accelerator.log(results, step=self.step)
+        scores = {name: value for name, value in results.items() if name not in ("step", "epoch")}
+        self.accelerator.log(scores, step=self.step)
         self.accelerator.end_training()
         if self.repository:
             upload(self.folder, self.repository)

@@ -1841,6 +1841,8 @@ def read_config(path):
                          f"{str(settings)[:40]!r}")
     words = []
     for flag, value in settings.items():
+        if flag in ("config", "help"):
+            raise InputError(f"--config {path}: {flag!r} cannot stand in the file")
         if isinstance(value, dict):
             value = ",".join(f"{name}={part}" for name, part in value.items())
         if isinstance(value, list) and {*map(type, value)} <= {str}:
@@ -2738,7 +2740,8 @@ def upload(output_dir, repository):
                f"NAME/MODEL {output_dir}"):
         print("Uploaded to",
               huggingface_hub.upload_folder(repo_id=repository, folder_path=output_dir,
-                                            ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
+                                            ignore_patterns=["checkpoint-*", "eval-*", "tmp-*",
+                                                             "wandb/*"]))
 
 
 def save_model(output_dir, model, tokenizer):
@@ -2748,8 +2751,10 @@ def save_model(output_dir, model, tokenizer):
                "whole."):
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+    umask = os.umask(0)
+    os.umask(umask)
     for path in aside.iterdir():
-        path.chmod(0o644)  # safetensors lets the owner alone read its files
+        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
         os.replace(path, Path(output_dir, path.name))
     aside.rmdir()
 

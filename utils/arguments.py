@@ -146,6 +146,8 @@ def read_config(path):
                          f"{str(settings)[:40]!r}")
     words = []
     for flag, value in settings.items():
+        if flag in ("config", "help"):
+            raise InputError(f"--config {path}: {flag!r} cannot stand in the file")
         if isinstance(value, dict):
             value = ",".join(f"{name}={part}" for name, part in value.items())
         if isinstance(value, list) and {*map(type, value)} <= {str}:

@@ -196,7 +196,7 @@ class Run(Processes):
 
     def updates(self, number):
         """Turn what a flag counts into updates: below 1 it is a share of all of them."""
-        return math.ceil(number * self.max_steps) if number < 1 else int(number)
+        return math.ceil(round(number * self.max_steps, 6)) if number < 1 else int(number)
 
     def is_due(self, strategy, every):
         if strategy == "epoch":
@@ -230,9 +230,11 @@ class Run(Processes):
             self.logged = self.totals
             rate = self.schedule.get_last_lr()[0]
             self.log({**means, "learning_rate": rate, "grad_norm": norm.item()})
-        if self.score and (self.is_due(args.eval_strategy, args.eval_steps) or is_last):
+        saves = self.is_due(args.save_strategy, args.save_steps)
+        scores = self.is_due(args.eval_strategy, args.eval_steps) or is_last
+        if self.score and (scores or (saves and args.load_best_model_at_end)):
             self.evaluate()
-        if self.is_due(args.save_strategy, args.save_steps) or (stop and not is_last):
+        if saves or (stop and not is_last):
             self.save()
         return not (stop or is_last)
 
@@ -291,7 +293,8 @@ class Run(Processes):
             self.scaler = self.accelerator.scaler.state_dict()
         state = {name: vars(self)[name] for name in self.state_names}
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
+        with blame(f"{folder} cannot be written", "A whole checkpoint, if there was one, is still "
+                   "there."):
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
@@ -348,7 +351,8 @@ class Run(Processes):
     def end(self, results):
         """Show the results, and tell trackers and the Hub, which may fail."""
         show_results(results, self.note, self.folder, self.say)
-        self.accelerator.log(results, step=self.step)
+        scores = {name: value for name, value in results.items() if name not in ("step", "epoch")}
+        self.accelerator.log(scores, step=self.step)
         self.accelerator.end_training()
         if self.repository:
             upload(self.folder, self.repository)

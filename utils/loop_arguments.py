@@ -64,6 +64,9 @@ def add_loop_flags(parser, task, examples):
 def check_loop_flags(args, parser):
     """Find settings that do not fit each other, and fill in --eval_steps."""
     check_output_flags(args, parser)
+    if args.push_to_hub and (args.do_eval or args.do_predict) and not args.do_train:
+        parser.error("--push_to_hub uploads what a training leaves; for a model that lies in a "
+                     "folder: hf upload NAME/MODEL FOLDER")
     args.eval_steps = args.eval_steps or args.logging_steps
     if args.load_best_model_at_end and (args.save_strategy == "no" or args.eval_strategy
                                         != args.save_strategy

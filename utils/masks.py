@@ -96,8 +96,9 @@ class Masker:
     def __init__(self, tokenizer, args, seed):
         self.special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # (vocab,)
         self.special[tokenizer.all_special_ids] = True
-        # (vocab,)
-        self.continues = word_continuations(tokenizer) if args.masking == "whole_word" else None
+        self.continues = None  # or bool, (vocab,)
+        if args.masking == "whole_word":
+            self.continues = word_continuations(tokenizer)
         self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
                          "seed": seed, "mask_prob": args.mlm_probability,
                          "mask_replace_prob": args.mask_replace_prob,

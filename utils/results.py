@@ -54,7 +54,8 @@ def upload(output_dir, repository):
                f"NAME/MODEL {output_dir}"):
         print("Uploaded to",
               huggingface_hub.upload_folder(repo_id=repository, folder_path=output_dir,
-                                            ignore_patterns=["checkpoint-*", "tmp-*", "wandb/*"]))
+                                            ignore_patterns=["checkpoint-*", "eval-*", "tmp-*",
+                                                             "wandb/*"]))
 
 
 def save_model(output_dir, model, tokenizer):
@@ -64,8 +65,10 @@ def save_model(output_dir, model, tokenizer):
                "whole."):
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+    umask = os.umask(0)
+    os.umask(umask)
     for path in aside.iterdir():
-        path.chmod(0o644)  # safetensors lets the owner alone read its files
+        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
         os.replace(path, Path(output_dir, path.name))
     aside.rmdir()
 

@@ -193,7 +193,7 @@ def describe_texts(texts, tokens, unknown_id, say):
         unknown_id: of [UNK], or None.
         say: called with lines for the user.
     """
-    number = rows_at_once(texts)
+    number = min(10_000, rows_at_once(texts))
     texts = texts[:number]["text"].to_pylist()
     ids = tokens[:number]["ids"].combine_chunks().flatten().to_numpy()
     repeated = 1 - len({*texts}) / len(texts)
