@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import sys
 import types
@@ -492,9 +493,11 @@ def test_repeated_lines_unknown_words_and_tokens_a_word_are_counted(folder, toke
     assert pieces > 2 and f"; {pieces:.2f} tokens a word" in line and "few of these words" in careful
 
 
-def test_no_more_than_the_first_lines_are_looked_at(folder, tokenizer):
-    line, careful = described(folder, tokenizer, [f"{n}" for n in range(10_000)] + ["0"] * 5_000)
-    assert "0.0% of the first 10,000 lines" in line and "more than once" not in "".join(careful)
+def test_no_more_than_about_the_first_2_mb_are_looked_at(folder, tokenizer):
+    texts = [f"{n:04} " + "a b " * 250 for n in range(2_500)]  # 1,005 characters each
+    line, careful = described(folder, tokenizer, texts + texts[:1] * 1_500)
+    number = int(re.search("0.0% of the first ([0-9,]+) lines are repeated", line)[1].replace(",", ""))
+    assert 1_800 < number < 2_200 and "more than once" not in "".join(careful)
 
 
 def test_a_tokenizer_without_an_unknown_token_knows_all(folder, own):
