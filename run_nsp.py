@@ -1477,7 +1477,12 @@ def read_files(paths, column, separator="auto"):
 
 def read_dataset(rows, column, separator, name):
     """Read the texts of a Dataset as those of a Source."""
-    places = ((f"{name}, row {n}", row) for n, row in enumerate(rows))
+    if column in rows.column_names:  # no other is decoded
+        rows = rows.select_columns([column])
+    slices = (rows[start : start + 10_000] for start in range(0, len(rows), 10_000))
+    values = (dict(zip(part, row, strict=True)) for part in slices
+              for row in zip(*part.values(), strict=True))
+    places = ((f"{name}, row {n}", row) for n, row in enumerate(values))
     yield from number_documents(read_column(places, column), separator == "blank_line")
 
 
