@@ -1671,9 +1671,10 @@ def explain_out_of_memory(max_seq_length):
         yield
     except torch.OutOfMemoryError:
         raise InputError(f"the GPU ran out of memory at --max_seq_length {max_seq_length}. The "
-                         "same result in less: halve --per_device_train_batch_size and double "
-                         "--gradient_accumulation_steps, or give --gradient_checkpointing; for "
-                         "evaluation, halve --per_device_eval_batch_size.") from None
+                         "same result in less: in training, divide --per_device_train_batch_size "
+                         "by a number that divides it, and multiply --gradient_accumulation_steps "
+                         "by the same, or give --gradient_checkpointing; in evaluation, give a "
+                         "smaller --per_device_eval_batch_size.") from None
 
 
 def run_main(main):
@@ -2813,7 +2814,9 @@ def show_results(results, note, output_dir, say):
     if results:
         for name, before, after in [("", "before", "after"), *score_rows(results)]:
             say(f"{name:<36}{before:>16}{after:>16}")
-        say(f"Before: {note}", f"Results are in {Path(output_dir, 'all_results.json')}")
+        if any(name.startswith("initial_") for name in results):
+            say(f"Before: {note}")
+        say(f"Results are in {Path(output_dir, 'all_results.json')}")
 
 
 # ==== utils/trainer.py, whole (to change it, change it there; `make fix` copies it) ====

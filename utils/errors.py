@@ -37,9 +37,10 @@ def explain_out_of_memory(max_seq_length):
         yield
     except torch.OutOfMemoryError:
         raise InputError(f"the GPU ran out of memory at --max_seq_length {max_seq_length}. The "
-                         "same result in less: halve --per_device_train_batch_size and double "
-                         "--gradient_accumulation_steps, or give --gradient_checkpointing; for "
-                         "evaluation, halve --per_device_eval_batch_size.") from None
+                         "same result in less: in training, divide --per_device_train_batch_size "
+                         "by a number that divides it, and multiply --gradient_accumulation_steps "
+                         "by the same, or give --gradient_checkpointing; in evaluation, give a "
+                         "smaller --per_device_eval_batch_size.") from None
 
 
 def run_main(main):

@@ -127,4 +127,6 @@ def show_results(results, note, output_dir, say):
     if results:
         for name, before, after in [("", "before", "after"), *score_rows(results)]:
             say(f"{name:<36}{before:>16}{after:>16}")
-        say(f"Before: {note}", f"Results are in {Path(output_dir, 'all_results.json')}")
+        if any(name.startswith("initial_") for name in results):
+            say(f"Before: {note}")
+        say(f"Results are in {Path(output_dir, 'all_results.json')}")
