@@ -578,7 +578,7 @@ def names_of_tags(features, label_column):
     return None
 
 
-def prepare_rows(args, say):
+def prepare_rows(args, folder, say):
     """Read what the run needs: (dict of split to (sentences, name), names of a data set's tags, or
     None).
 
@@ -611,8 +611,8 @@ def prepare_rows(args, say):
     widened = []
     for row in itertools.chain.from_iterable(rows for rows, _ in data.values()):
         widened += row.get("widened", ())
-    write_list(args.output_dir, "skipped_rows.jsonl", skipped, "faulty sentences are left out", say)
-    write_list(args.output_dir, "widened_spans.jsonl", widened, "spans cut a word, and are read as "
+    write_list(folder, "skipped_rows.jsonl", skipped, "faulty sentences are left out", say)
+    write_list(folder, "widened_spans.jsonl", widened, "spans cut a word, and are read as "
                "whole words", say)
     return data, class_names
 
@@ -1302,29 +1302,22 @@ def labels_of(config):
     return None if all(re.fullmatch(r"LABEL_\d+", label) for label in labels) else labels
 
 
-def made_with(args, data, labels, model_type, tokenizer, num_processes):
-    """What a checkpoint is made with, and a resume may not change: dict of name to value."""
-    made = {}
-    for split, (rows, _) in data.items():
-        digest = hashlib.sha256(json.dumps([(row["tokens"], row["tags"]) for row
-                                            in rows]).encode()).hexdigest()
-        made |= {split: f"{len(rows):,} sentences ({digest[:12]})"} if split != "test" else {}
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
-    vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-    made |= {"task": "ner", "kind of model": model_type, "labels": labels, "global batch": batch,
-             "tokenizer": f"{len(tokenizer):,} tokens ({vocabulary[:12]})"}
-    return made | {f"--{name}": getattr(args, name) for name
-                   in ("seed", "learning_rate", "weight_decay", "optim", "config_overrides",
-                       "max_seq_length", "stride", "label_all_tokens", "class_weights",
-                       "freeze_embeddings", "freeze_layers", "constrained_decoding",
-                       "metric_for_best_model")}
+def content_of(data, labels, tokenizer):
+    """Tell apart the data of a run, which a resume may not change: dict of name to value."""
+    content = {"labels": labels, "tokenizer": vocabulary_of(tokenizer)}
+    for split in [split for split in data if split != "test"]:
+        rows = [(row["tokens"], row["tags"]) for row in data[split][0]]
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+        content[split] = f"{len(rows):,} sentences ({digest})"
+    return content
 
 
 def fit(run, tokenizer, config, labels, scheme, data, score):
     """Train on the sentences of data["train"], into the folder of the run: (trainer, results)."""
     args = run.args
-    made = made_with(args, data, labels, config.model_type, tokenizer, run.num_processes)
-    check_resume(made, run, run.state, run.checkpoint)
+    run.check_resume(run.state, config.model_type, content_of(data, labels, tokenizer), (
+        "optim", "max_seq_length", "stride", "label_all_tokens", "class_weights",
+        "freeze_embeddings", "freeze_layers", "constrained_decoding", "metric_for_best_model"))
     with run.main_first():
         windows = make_windows(data["train"][0], tokenizer, labels, args.max_seq_length,
                                args.stride, args.label_all_tokens,
@@ -1392,7 +1385,7 @@ def fit_rounds(run, tokenizer, config, labels, scheme, data, taggers):
 def begin_round(run, number, extra):
     """Make the run of a round, in a folder of its own. extra: its pseudo-labelled sentences."""
     args, part = run.args, copy.copy(run)
-    part.folder = Path(run.folder, f"round-{number}")
+    part.folder = run.folder / f"round-{number}"
     part.checkpoint, part.state = open_output(part.folder, True, args.resume_from_checkpoint,
                                               args.overwrite_output_dir, run.say)
     if extra and run.rank == 0:
@@ -1464,11 +1457,11 @@ def label_at_end(run, model, taggers, text_tagger, results):
         return results
     tables = {split: tagger.per_entity for split, tagger in taggers.items() if tagger.per_entity}
     if "test" in taggers:
-        write_predictions(args.output_dir, taggers["test"])
+        write_predictions(run.folder, taggers["test"])
     for split, per_entity in tables.items():
         prefix = {"validation": "eval", "test": "predict"}[split]
         results.setdefault("per_entity", {})[prefix] = per_entity
-        draw_confusion(Path(args.output_dir, f"{prefix}_confusion.png"),
+        draw_confusion(run.folder / f"{prefix}_confusion.png",
                        [row["tags"] for row in taggers[split].sentences], taggers[split].tags)
         rows = entity_table(per_entity)
         width = max(len(row[0]) for row in rows) + 2
@@ -1484,26 +1477,26 @@ def label_at_end(run, model, taggers, text_tagger, results):
     return results
 
 
-def leave(run, model, tokenizer, data, results, note):
-    """Leave behind what the run has made, as Run.leave does. note: what of it began at random."""
-    sizes, tables = {}, []
+def describe_for_card(run, data, per_entity):
+    """Put into the model card what the data are, and the scores of each type."""
     for split, (rows, name) in data.items():
         words = sum(len(row["tokens"]) for row in rows)
-        sizes[split] = f"{len(rows):,} sentences, {words:,} words of {name}"
-    for prefix, per_entity in results.get("per_entity", {}).items():
-        header, *rows = entity_table(per_entity)
-        tables += [f"| {prefix}: {' | '.join(header)} |", "| --- | ---: | ---: | ---: | ---: |",
-                   *(f"| {' | '.join(row)} |" for row in rows), ""]
+        run.card["data"][split] = f"{len(rows):,} sentences, {words:,} words of {name}"
+    lines = []
+    for prefix, scores in per_entity.items():
+        header, *rows = entity_table(scores)
+        lines += [f"| {prefix}: {' | '.join(header)} |", "| --- | ---: | ---: | ---: | ---: |",
+                  *(f"| {' | '.join(row)} |" for row in rows), ""]
     source = data["train"][1] if "train" in data else ""
-    run.leave(model, tokenizer, results, task=f"trained on {source} to find names; {note}",
-              tag="token-classification", data=sizes, tables=tables)
+    run.card |= {"task": f"trained on {source} to find names; {run.state['note']}",
+                 "tag": "token-classification", "tables": "\n".join(lines)}
 
 
 def train_or_load(run, tokenizer, config, labels, scheme, data, taggers):
     """Train, in rounds where there are unlabelled sentences, or only load a model.
 
     Returns:
-        (accelerator, model, results, note), which says what of the model started at random.
+        (accelerator, model, results).
     """
     score = taggers.get("validation")
     if run.args.do_train:
@@ -1513,10 +1506,10 @@ def train_or_load(run, tokenizer, config, labels, scheme, data, taggers):
             trainer, results = fit(run, tokenizer, config, labels, scheme, data, score)
         if score and trainer.scored_at != trainer.kept_step():
             score(trainer.model)  # for the tables, of the model that is kept
-        return trainer.accelerator, trainer.model, results, trainer.run_state["note"]
+        return trainer.accelerator, trainer.model, results
     accelerator, model = run.use(*load_tagger(run, config, labels, scheme, len(tokenizer)))
     results = score(model) if run.args.do_eval and score else {}
-    return accelerator, model, results, run.state["note"]
+    return accelerator, model, results
 
 
 def choose_tags(args, config, data, class_names, say):
@@ -1542,19 +1535,18 @@ def choose_tags(args, config, data, class_names, say):
 
 def main(argv=None):
     args = parse_args(argv)
-    say = start_quietly()
     config, tokenizer = load_config_and_tokenizer(args, args.max_seq_length)
     todo = args.do_train or args.do_eval or args.do_predict is not False
-    resume = args.resume_from_checkpoint if args.do_train else None
-    overwrite = args.overwrite_output_dir
-    if args.unlabeled_file and resume:  # each round has checkpoints of its own
-        resume, overwrite = None, True
-    output = open_output(args.output_dir if todo else None, args.do_train, resume, overwrite, say)
+    run = TrainerRun("ner", NerArguments, args)
+    if args.unlabeled_file and args.do_train:  # each round has checkpoints of its own
+        overwrite = args.overwrite_output_dir or args.resume_from_checkpoint
+        run.state = open_output(args.output_dir, True, None, overwrite, run.say)[1]
+    else:
+        run.state = run.open(todo)
     data, class_names = {}, None
     if todo:
-        data, class_names = prepare_rows(args, say)
-    labels, scheme, moves = choose_tags(args, config, data, class_names, say)
-    run = Run("ner", NerArguments, args, args.do_train and "validation" in data, output, say)
+        data, class_names = prepare_rows(args, run.folder, run.say)
+    labels, scheme, moves = choose_tags(args, config, data, class_names, run.say)
     taggers, text_tagger = {}, None
     for split in ("validation", "test", "unlabeled"):
         if split in data:
@@ -1562,23 +1554,20 @@ def main(argv=None):
     if args.text is not None:
         sentence = read_tagged_row({"text": args.text}, "--text", None, None, None)
         text_tagger = make_tagger(run, [sentence], tokenizer, labels, scheme, moves, in_memory=True)
-    run.describe()
+    run.describe(run.device, run.threads, run.precision)
     with explain_out_of_memory(args.max_seq_length):
-        accelerator, model, results, note = train_or_load(run, tokenizer, config, labels, scheme,
-                                                          data, taggers)
+        accelerator, model, results = train_or_load(run, tokenizer, config, labels, scheme, data,
+                                                    taggers)
+        plain = accelerator.unwrap_model(model, keep_torch_compile=False)
+        describe_for_card(run, data, {})
+        run.leave(plain, tokenizer, results)
         results = label_at_end(run, model, taggers, text_tagger, results)
-    scores = {name: value for name, value in results.items()
-              if name.startswith(("eval_", "predict_"))}
-    accelerator.log(scores, step=results.get("step", 0))
-    if run.rank == 0 and todo:
-        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        leave(run, model, tokenizer, data, results, note)
-    show_results(results, note, args.output_dir, say)
+        describe_for_card(run, data, results.get("per_entity", {}))
+        run.write_results(results)
+    run.end(accelerator, results, run.state["note"])
     if "test" in taggers:
-        path = Path(args.output_dir, "predictions.conll")
-        say(f"\n{len(data['test'][0]):,} sentences are labelled in {path}, their entities listed "
-            "in predictions.jsonl")
-    accelerator.end_training()
+        run.say(f"\n{len(data['test'][0]):,} sentences are labelled in "
+                f"{run.folder / 'predictions.conll'}, their entities listed in predictions.jsonl")
 
 
 # ---------------------------------------------------------------- sections that scripts share: plumbing
@@ -2463,13 +2452,13 @@ def checkpoint_fault(folder):
     """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
         expected = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
-        found = hash_folder(folder)
-        wrong = [name for name in expected if found.get(name) != expected[name]]
-        if not expected:
-            raise ValueError("it names no file")
-    except (OSError, ValueError, TypeError) as error:
+        wrong = expected.items() - hash_folder(folder).items()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"manifest.json, or a file beside it, is missing or damaged ({error})"
-    return f"{', '.join(wrong)} is missing, or not what was written" if wrong else None
+    if not expected:
+        return "its manifest.json names no file"
+    names = ", ".join(sorted(dict(wrong)))
+    return f"{names} is missing, or not what was written" if wrong else None
 
 
 def step_of(folder):
@@ -2494,22 +2483,21 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
         limit: how many checkpoints stay, at least 1.
         keep: name of one that stays whatever its age, such as the best, and counts; None for none.
     """
-    folder = Path(output_dir, f"checkpoint-{step}")
-    aside = Path(output_dir, f"tmp-checkpoint-{step}")
+    folder = output_dir / f"checkpoint-{step}"
+    aside = output_dir / f"tmp-checkpoint-{step}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write(aside)
-    Path(aside, "manifest.json").write_text(json.dumps(hash_folder(aside), indent=1),
-                                            encoding="utf-8")
+    manifest = json.dumps(hash_folder(aside), indent=1)
+    (aside / "manifest.json").write_text(manifest, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one of this name, which is in the way
     os.replace(aside, folder)
     ours = [path for path in list_checkpoints(output_dir) if (path / "manifest.json").exists()]
-    for path in [*ours]:  # oldest first
-        if path.name not in (keep, folder.name) and len(ours) > limit:
-            aside = path.with_name(f"tmp-{path.name}")  # so that a kill leaves no half of it
-            os.replace(path, aside)
-            shutil.rmtree(aside)
-            ours.remove(path)
+    old = [path for path in ours if path.name not in (keep, folder.name)]
+    for path in old[: max(0, len(ours) - limit)]:  # the oldest come first
+        aside = path.with_name(f"tmp-{path.name}")  # so that a kill leaves no half of it
+        os.replace(path, aside)
+        shutil.rmtree(aside)
 
 
 # ==== utils/output.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -2533,30 +2521,25 @@ def open_output(output_dir, training, resume, overwrite, say):
     Raises:
         InputError: the folder is in use or cannot be written, or the checkpoint is not whole.
     """
-    state = {"step": 0, "totals": None, "logged": None, "initial": {}, "latest": {}, "best": {},
-             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex(),
-             "scheduler": {}, "scaler": None}
+    state = {"step": 0, "totals": 0, "logged": 0, "initial": {}, "latest": {}, "best": {},
+             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex()}
     if output_dir is None:
         return None, state
-    if not output_dir:  # as of a variable of the shell that is not set
-        raise InputError("--output_dir is empty; name a folder")
-    output_dir, checkpoint = Path(output_dir), None
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
+    with blame(f"--output_dir {output_dir}: cannot be written, or is a file", "Name another "
+               "folder."):
+        os.makedirs(output_dir, exist_ok=True)
         tempfile.TemporaryFile(dir=output_dir).close()
-    except OSError as error:
-        raise InputError(f"--output_dir {output_dir}: cannot be written, or is a file: "
-                         f"{error.strerror}. Name another folder.") from None
+    output_dir, checkpoint = Path(output_dir), None
     folders = list_checkpoints(output_dir)
     for folder in reversed(folders) if resume == "latest" else [Path(resume)] if resume else ():
         fault = checkpoint_fault(folder)
         if fault is None:
             checkpoint = folder
             break
+        if resume != "latest":
+            raise InputError(f"--resume_from_checkpoint {resume}: not a whole checkpoint: {fault}. "
+                             "Give another, or latest.")
         say(f"Warning     {folder} is passed over: {fault}")
-    if resume and not checkpoint and resume != "latest":
-        raise InputError(f"--resume_from_checkpoint {resume}: not a whole checkpoint: {fault}. "
-                         "Give another, or latest.")
     if resume and not checkpoint:
         say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
         folders = []  # those that are damaged may be replaced
@@ -2573,24 +2556,16 @@ def open_output(output_dir, training, resume, overwrite, say):
     return checkpoint, state
 
 
-def check_resume(made_with, processes, state, checkpoint):
-    """Hold a checkpoint against the run that goes on from it, or note what it is made with.
-
-    Args:
-        made_with: dict of name to value of all that a resume would silently ignore or mix if it
-            changed.
-    """
-    for name, value in made_with.items() if checkpoint else ():
-        before = state["made_with"].get(name)
-        if before != value:
-            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on "
-                             "with the text, settings and global batch (processes x "
-                             "--per_device_train_batch_size x --gradient_accumulation_steps, now "
-                             f"with {processes.num_processes} processes) that it began with.")
-    state["made_with"] = made_with
-    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
-        raise InputError("the processes found different checkpoints. Expected a folder that all "
-                         "machines see; put --output_dir on a shared disk.")
+def clear_output(output_dir, step, overwrite):
+    """Clear the folder of later checkpoints, halves, and the log from this update on."""
+    folders = [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model"]  # a kill leaves halves
+    if overwrite or step:
+        folders += [path for path in list_checkpoints(output_dir) if step_of(path) > step]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ("model.safetensors", "all_results.json") if overwrite else ():
+        (output_dir / name).unlink(missing_ok=True)
+    cut_log(output_dir / "log.jsonl", step or -1)
 
 
 def cut_log(path, step):
@@ -2603,19 +2578,6 @@ def cut_log(path, step):
             kept.append(line)
     with written_aside(path) as aside:
         aside.write_text("".join(kept), encoding="utf-8")
-
-
-def clear_output(output_dir, step, overwrite):
-    """Clear the folder of later checkpoints, halves, and the log from this update on."""
-    output_dir = Path(output_dir)
-    later = [folder for folder in list_checkpoints(output_dir) if step_of(folder) > step
-             and (overwrite or step)]
-    # A killed run leaves halves.
-    for folder in [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model", *later]:
-        shutil.rmtree(folder, ignore_errors=True)
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
-    cut_log(output_dir / "log.jsonl", step or -1)
 
 
 # ==== utils/signals.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -2686,128 +2648,219 @@ def end_stopped_run(accelerator, number, step, say):
     sys.exit(128 + number)
 
 
-# ==== utils/results.py, whole (to change it, change it there; `make fix` copies it) ====
-# What a run leaves behind: model and tokenizer, results, a model card, and what trackers and the
+# ==== utils/runs.py, whole (to change it, change it there; `make fix` copies it) ====
+# A run: its processes, its folder, and what it leaves behind.
 
+# Flags of all tasks that a resume may not change.
+FIXED = ("seed", "learning_rate", "weight_decay", "max_grad_norm", "lr_scheduler_type",
+         "warmup_steps", "config_overrides")
 OURS = "<!-- Written by the run that trained this model. -->"
 
 
-def start_trackers(accelerator, project, settings, run_id, step):
-    """Start the trackers of --report_to; where a run is resumed, go on with its own.
+class Run(Processes):
+    """A run: its processes, its flags, its folder, and what it leaves behind.
 
     Args:
-        settings: dict of all flags.
-        run_id: the same after a resume.
-        step: updates done.
+        task: what the script does, in a word: "mlm".
+        args: Namespace of the flags.
+        settings: dict of the flags that trackers and the model card show.
+        processes: num_processes, rank and local_rank, as of Processes.
+
+    Attributes:
+        is_main: whether this is the first process.
+        folder: where the run leaves what it makes, from `open` on.
+        checkpoint: folder of the one that it goes on from, or None.
+        card: what the model card says: `task`, what was done with the model, in words; `tag`, the
+            Hub's name of the task, or None; `data`, dict of split to what it is, in words;
+            `tables`, Markdown to stand below the scores.
     """
-    name, folder = settings["run_name"], settings["output_dir"]
-    shown = {flag: value if isinstance(value, int | float) else f"{value}" for flag, value
-             in settings.items()}
-    accelerator.project_configuration.logging_dir = f"{folder}/runs"
-    with blame(f"--report_to {' '.join(settings['report_to'])}: cannot start", "For wandb, 'wandb "
-               "login' or WANDB_MODE=offline."):
-        # Hides what stood there from here on.
-        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown,
-                                  {"wandb": {"name": name, "id": run_id, "resume": "allow",
-                                             "dir": folder},
-                                   "trackio": {"name": name, "resume": "allow" if step
-                                               else "never"},
-                                   "tensorboard": {"purge_step": step + (step > 0)}})
 
+    def __init__(self, task, args, settings, *processes):
+        super().__init__(*processes)
+        self.task, self.args, self.settings = task, args, settings
+        self.is_main, self.repository = self.rank == 0, None
+        self.card = {"tag": None, "data": {}, "tables": ""}
 
-def claim_repository(hub_model_id, output_dir):
-    """Make the repository that the model is to be pushed to: its full name.
+    def say(self, *lines):
+        """Print lines, on the first process alone."""
+        if self.is_main:
+            print(*lines, sep="\n", flush=True)
 
-    Before the training, in case it fails.
-    """
-    with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
-               "--hub_model_id NAME/MODEL."):
-        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name,
-                                           exist_ok=True).repo_id
+    def open(self, writes):
+        """Open the folder: the state as of open_output. writes: the run leaves something there.
 
+        A run that does not train leaves what is there, and gets a folder of its own in it.
+        """
+        args = self.args
+        self.folder = Path(args.output_dir)
+        resume = args.resume_from_checkpoint if args.do_train else None
+        self.checkpoint, state = open_output(args.output_dir if writes else None, args.do_train,
+                                             resume, args.overwrite_output_dir, self.say)
+        if writes and not args.do_train and (self.folder / "model.safetensors").exists():
+            number = 1
+            while (self.folder / f"eval-{number}").exists():
+                number += 1
+            number = self.sum(number * self.is_main)[0]  # the same on all processes
+            self.folder /= f"eval-{number:.0f}"
+            self.folder.mkdir(exist_ok=True)
+        return state
 
-def upload(output_dir, repository):
-    """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
-    with blame("--push_to_hub", f"The model is safe in {output_dir}; upload it with: hf upload "
-               f"NAME/MODEL {output_dir}"):
-        print("Uploaded to",
-              huggingface_hub.upload_folder(repo_id=repository, folder_path=output_dir,
-                                            ignore_patterns=["checkpoint-*", "eval-*", "tmp-*",
-                                                             "wandb/*"]))
+    def check_resume(self, state, model_type, data, flags):
+        """Refuse to go on from a checkpoint of other data or settings; else note what they are.
 
+        Args:
+            state: that of the checkpoint, or of a new run.
+            model_type: kind of the model, as "bert".
+            data: dict of split to what tells its data apart.
+            flags: those of the task that may not change.
+        """
+        args = self.args
+        passes = args.gradient_accumulation_steps * self.num_processes
+        made_with = {**data, "task": self.task, "kind of model": model_type,
+                     "global batch": args.per_device_train_batch_size * passes,
+                     **{f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}}
+        for name, value in made_with.items() if self.checkpoint else ():
+            before = state["made_with"].get(name)
+            if before != value:
+                raise InputError(
+                    f"{self.checkpoint}: {name} was {before} and is now {value}. A run goes on with "
+                    "the text, settings and global batch (processes x --per_device_train_batch_size "
+                    f"x --gradient_accumulation_steps, now with {self.num_processes} processes) that "
+                    "it began with.")
+        state["made_with"] = made_with
+        if self.sum(state["step"])[0] != state["step"] * self.num_processes:
+            raise InputError("the processes found different checkpoints. Expected a folder that all "
+                             "machines see; put --output_dir on a shared disk.")
 
-def save_model(output_dir, model, tokenizer):
-    """Leave model and tokenizer in the output folder, none of their files by half."""
-    aside = Path(output_dir, "tmp-model")
-    with blame(f"--output_dir {output_dir}: the model cannot be saved", "The last checkpoint is "
-               "whole."):
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in aside.iterdir():
-        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
-        os.replace(path, Path(output_dir, path.name))
-    aside.rmdir()
+    def describe(self, device, threads, precision):
+        """Say what the run computes on."""
+        self.say(f"Running on  {device.type}, {self.num_processes} process"
+                 f"{'es' * (self.num_processes > 1)}, {threads} CPU threads each, "
+                 f"{precision.replace('no', 'float32')}")
 
+    def start_trackers(self, accelerator, run_id, step):
+        """Start what is told of the run: the trackers of --report_to, the repository on the Hub.
 
-def write_results(output_dir, results, same_model):
-    """Write all_results.json, beside what stands there already if that is of the same model."""
-    path = Path(output_dir, "all_results.json")
-    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    write_json(path, older | results)
+        Args:
+            accelerator: of accelerate, that logs to the trackers.
+            run_id: the same after a resume, which goes on with its own.
+            step: updates done.
+        """
+        args, folder = self.args, str(self.folder)
+        shown = {flag: value if isinstance(value, int | float) else f"{value}"
+                 for flag, value in self.settings.items()}
+        accelerator.project_configuration.logging_dir = f"{folder}/runs"
+        with blame(f"--report_to {' '.join(args.report_to)}: cannot start", "For wandb, 'wandb "
+                   "login' or WANDB_MODE=offline."):
+            accelerator.init_trackers(os.environ.get("WANDB_PROJECT", self.task), shown, {
+                "wandb": {"name": args.run_name, "id": run_id, "resume": "allow", "dir": folder},
+                "trackio": {"name": args.run_name, "resume": "allow" if step else "never"},
+                "tensorboard": {"purge_step": step + (step > 0)},  # hides what stood there from here
+            })
+        if args.push_to_hub and self.is_main:  # before the training, in case it fails
+            with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
+                       "--hub_model_id NAME/MODEL."):
+                name = args.hub_model_id or self.folder.resolve().name
+                self.repository = huggingface_hub.create_repo(name, exist_ok=True).repo_id
+
+    def leave(self, model, tokenizer, results):
+        """Save a model that was trained, and the results: before anything else can fail.
+
+        Args:
+            model: not wrapped.
+            results: dict of the scores.
+        """
+        if self.args.do_train and self.is_main:
+            aside = self.folder / "tmp-model"
+            with blame(f"--output_dir {self.folder}: the model cannot be saved", "The last "
+                       "checkpoint is whole."):
+                model.save_pretrained(aside)
+                tokenizer.save_pretrained(aside)
+            for path in aside.iterdir():
+                shutil.copymode(aside / "config.json", path)  # safetensors lets the owner alone read
+                os.replace(path, self.folder / path.name)
+            aside.rmdir()
+        self.write_results(results)
+
+    def write_results(self, results):
+        """Write all_results.json, and after a training the model card; again with what comes later.
+
+        A run that was resumed adds to the results that it finds.
+        """
+        if not (self.is_main and results):
+            return
+        path, older = self.folder / "all_results.json", {}
+        if self.checkpoint and path.exists():
+            older = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, older | results)
+        if self.args.do_train:
+            card = self.folder / "README.md"
+            if card.exists() and OURS not in card.read_text(encoding="utf-8", errors="replace"):
+                card = self.folder / "MODEL_CARD.md"  # beside one of the user's
+            card.write_text(self.make_card(results), encoding="utf-8")
+
+    def make_card(self, results):
+        """Make the model card: what the model was made of, and its scores."""
+        base, card = self.args.model, self.card
+        head = huggingface_hub.ModelCardData(library_name="transformers", pipeline_tag=card["tag"],
+                                             base_model=None if os.path.exists(base) else base)
+        data = "\n".join(f"- {split}: {html.escape(words)}" for split, words in card["data"].items())
+        scores = "\n".join(f"| {' | '.join(row)} |" for row in score_rows(results))
+        settings = {flag: value for flag, value in self.settings.items()
+                    if str(value) not in ("None", "False", "[]")}
+        return f"""---
+{head.to_yaml()}
+---
+
+{OURS}
+
+# {self.folder.resolve().name}
+
+{Path(base).name}, {card['task']}.
+
+{data}
+
+| score | before | after |
+| --- | ---: | ---: |
+{scores}
+
+Losses are in nats, a mean over what is predicted.
+
+{card['tables']}
+```yaml
+{yaml.safe_dump(settings, allow_unicode=True)}```
+"""
+
+    def end(self, accelerator, results, note):
+        """Show the results, and tell trackers and the Hub, which may fail.
+
+        Args:
+            note: what of the model started at random.
+        """
+        rows = score_rows(results)
+        if rows:
+            for name, before, after in [("", "before", "after"), *rows]:
+                self.say(f"{name:<36}{before:>16}{after:>16}")
+            self.say(f"Before: {note}" if self.args.do_train else "",
+                     f"Results are in {self.folder / 'all_results.json'}")
+        accelerator.log({name: results[name] for name, *_ in rows}, step=results.get("step", 0))
+        accelerator.end_training()
+        if self.repository:
+            with blame("--push_to_hub", f"The model is safe in {self.folder}; upload it with: hf "
+                       f"upload NAME/MODEL {self.folder}"):
+                apart = ["checkpoint-*", "eval-*", "tmp-*", "wandb/*"]
+                print("Uploaded to", huggingface_hub.upload_folder(
+                    repo_id=self.repository, folder_path=self.folder, ignore_patterns=apart))
 
 
 def score_rows(results):
     """List (name, before, after) of the scores, as text."""
-    scores = {name: [results.get(f"initial_{name}", "-"), value] for name, value in results.items()
-              if name.startswith(("eval_", "perplexity", "predict_"))}
-    return [(name, *(f"{value:,.4f}" if isinstance(value, float) else f"{value}" for value
-                     in values)) for name, values in scores.items()]
-
-
-def write_model_card(output_dir, base, task, *, tag, data, results, settings, tables=()):
-    """Write README.md: what the model was made of, and its scores.
-
-    MODEL_CARD.md beside a README.md of the user's.
-
-    Args:
-        base: Hub name or folder of the model it began with.
-        task: what was done with it, and what of it started at random, in words.
-        tag: the Hub's name of the task, or None.
-        data: dict of split to what it is, in words.
-        settings: dict of all flags.
-        tables: more lines to stand below the scores.
-    """
-    path = Path(output_dir, "README.md")
-    if path.exists() and OURS not in path.read_text(encoding="utf-8", errors="replace"):
-        path = path.with_name("MODEL_CARD.md")
-    head = huggingface_hub.ModelCardData(library_name="transformers", pipeline_tag=tag,
-                                         base_model=None if os.path.exists(base) else base)
-    rows = [("score", "before", "after"), ("---", "---:", "---:"), *score_rows(results)]
-    chosen = {flag: value for flag, value in sorted(settings.items()) if value not in (None, [])
-              and value is not False}
-    lines = ["---", head.to_yaml(), "---", "", OURS, "", f"# {Path(output_dir).resolve().name}", "",
-             f"{Path(base).name}, {task}.", ""]
-    lines += [f"- {split}: {html.escape(words)}" for split, words in data.items()]
-    lines += ["", *(f"| {' | '.join(row)} |" for row in rows), "", "Losses are in nats, a mean "
-              "over what is predicted.", "", *tables, "```yaml"]
-    lines += [f"{flag}: {json.dumps(value)}" for flag, value in chosen.items()]
-    path.write_text("\n".join([*lines, "```", ""]), encoding="utf-8")
-
-
-def show_results(results, note, output_dir, say):
-    """Print the scores, before the training and after it, and where they are.
-
-    Args:
-        note: what started at random.
-    """
-    if results:
-        for name, before, after in [("", "before", "after"), *score_rows(results)]:
-            say(f"{name:<36}{before:>16}{after:>16}")
-        if any(name.startswith("initial_") for name in results):
-            say(f"Before: {note}")
-        say(f"Results are in {Path(output_dir, 'all_results.json')}")
+    rows = []
+    for name, value in results.items():
+        if name.startswith(("eval_", "perplexity", "predict_")):
+            values = results.get(f"initial_{name}", "-"), value
+            rows.append((name, *(f"{v:,.4f}" if isinstance(v, float) else f"{v}" for v in values)))
+    return rows
 
 
 # ==== utils/trainer.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -3162,19 +3215,7 @@ def run_trainer(trainer, checkpoint, say):
 # ==== utils/fine_tuning.py, whole (to change it, change it there; `make fix` copies it) ====
 # What stands around a model that a Trainer fine-tunes: its run, its head and its dropout.
 
-def start_quietly():
-    """Quieten the libraries, and make a function that prints lines, on the first process alone."""
-    # What they say of heads and lengths, the script says.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.logging.set_verbosity_error()
-    if int(os.environ.get("RANK", 0)) == 0:
-        return partial(print, sep="\n", flush=True)
-    datasets.disable_progress_bars()
-    return lambda *_: None
-
-
-def write_list(output_dir, file, rows, words, say):
+def write_list(folder, file, rows, words, say):
     """Write what is wrong with the data to a file, a row each, and say how much it is.
 
     Args:
@@ -3182,7 +3223,7 @@ def write_list(output_dir, file, rows, words, say):
         words: what they are.
     """
     if int(os.environ.get("RANK", 0)) == 0:
-        path = Path(output_dir, file)
+        path = folder / file
         path.unlink(missing_ok=True)  # that of an earlier run
         if rows:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -3190,67 +3231,51 @@ def write_list(output_dir, file, rows, words, say):
             say(f"  Careful:  {len(rows):,} {words}; they are listed in {path}")
 
 
-class Run(Processes):
-    """A run that fine-tunes a model, or only uses one: its processes, and what it goes on from.
+class TrainerRun(Run):
+    """A run that fine-tunes a model, or only uses one.
 
     Args:
         task: what the script does, in a word: "ner".
         kind: its subclass of TrainingArguments.
         args: Namespace of the flags.
-        has_scores: the model is scored while it is trained.
-        output: (checkpoint, state), as open_output gives them.
-        say: called with lines for the user.
         hidden: names of flags that the model card does not show.
 
     Attributes:
         training: the TrainingArguments.
         device: where tensors go.
-        folder: where a training leaves its checkpoints and its log.
-        checkpoint: folder of the one to go on from, or None.
-        state: what a checkpoint carries besides the weights; "note" says what of the model that the
-            run began with started at random.
-        settings: what the model card shows.
+        state: what a checkpoint carries besides the weights, from `open` on; "note" says what of
+            the model that the run began with started at random.
     """
 
-    def __init__(self, task, kind, args, has_scores, output, say, *, hidden=()):
-        self.task, self.args, self.say = task, args, say
-        self.folder, self.repository = args.output_dir, args.hub_model_id
-        self.checkpoint, self.state = output
-        on_cpu, self.precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
-        training = make_training_arguments(kind, args, on_cpu, self.precision, has_scores)
-        super().__init__(training.world_size, training.process_index, training.local_process_index)
-        self.training, self.device = training, training.device
-        shown = shown_settings(args, kind)
-        shown["load_best_model_at_end"] = training.load_best_model_at_end
-        self.settings = {flag: value for flag, value in shown.items() if flag not in hidden}
-        if args.push_to_hub and args.do_train and self.rank == 0:
-            self.repository = claim_repository(args.hub_model_id, args.output_dir)
-
-    def describe(self):
-        """Say what the run computes on."""
-        several = "es" * (self.num_processes > 1)
-        self.say(f"Running on  {self.device.type}, {self.num_processes} process{several}, "
-                 f"{self.threads} CPU threads each, {self.precision.replace('no', 'float32')}")
+    def __init__(self, task, kind, args, *, hidden=()):
+        transformers.logging.set_verbosity_error()  # what they say of heads and lengths, we say
+        transformers.logging.disable_progress_bar()
+        datasets.logging.set_verbosity_error()
+        self.on_cpu, self.precision, self.threads = choose_device(args.mixed_precision,
+                                                                  args.cpu_threads)
+        self.kind = kind
+        self.training = make_training_arguments(kind, args, self.on_cpu, self.precision, False)
+        settings = {flag: value for flag, value in shown_settings(args, kind).items()
+                    if flag not in hidden}
+        super().__init__(task, args, settings, self.training.world_size,
+                         self.training.process_index, self.training.local_process_index)
+        self.device = self.training.device
+        if not self.is_main:
+            datasets.disable_progress_bars()
 
     def begin(self, model, note):
         """Say what a model is, and quicken its dropout. note: what of it starts at random."""
         name = self.checkpoint or self.args.model
         self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}")
         self.state["note"] = self.state["note"] or note
-        quicken_dropout(model, self.training.use_cpu)
-
-    def start_trackers(self, accelerator):
-        """Start the trackers of the run's own accelerator."""
-        settings = self.settings | {"output_dir": str(self.folder)}
-        start_trackers(accelerator, self.task, settings, self.state["run_id"], self.state["step"])
+        quicken_dropout(model, self.on_cpu)
 
     def use(self, model, note):
         """Make a model ready that is not trained: (accelerator, model). note: as for begin."""
         self.begin(model, note)  # nothing is dropped, but it computes as in a training
-        accelerator = Accelerator(cpu=self.training.use_cpu,
-                                  mixed_precision=self.training.mixed_precision,
+        accelerator = Accelerator(cpu=self.on_cpu, mixed_precision=self.training.mixed_precision,
                                   log_with=self.args.report_to or None, project_dir=self.folder)
-        self.start_trackers(accelerator)
+        self.start_trackers(accelerator, self.state["run_id"], self.state["step"])
         return accelerator, accelerator.prepare_model(model, evaluation_mode=True)
 
     def fit(self, model, note, tokenizer, lengths, *, score, **how):
@@ -3266,9 +3291,11 @@ class Run(Processes):
             how: collator and compute_loss_func, as for an ExactTrainer.
         """
         self.begin(model, note)
-        args, training = self.args, copy.copy(self.training)
+        args, has_scores = self.args, score is not None
+        training = make_training_arguments(self.kind, args, self.on_cpu, self.precision, has_scores)
+        self.settings["load_best_model_at_end"] = training.load_best_model_at_end
         training.output_dir = str(self.folder)
-        training.eval_on_start = score is not None and self.checkpoint is None
+        training.eval_on_start = has_scores and self.checkpoint is None
         if training.activation_checkpointing:
             checkpoint_gradients(model)
         sampler = SimilarLengthSampler(lengths, args.per_device_train_batch_size,
@@ -3284,41 +3311,20 @@ class Run(Processes):
                  f"{sampler.global_batch} windows each (processes {self.num_processes} x batch "
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); "
                  f"{sampler.padding():.1%} of the tokens are padding")
-        if self.rank == 0:
+        if self.is_main:
             clear_output(self.folder, self.state["step"], args.overwrite_output_dir)
-        self.start_trackers(trainer.accelerator)
+        self.start_trackers(trainer.accelerator, self.state["run_id"], self.state["step"])
         results = run_trainer(trainer, self.checkpoint, self.say)
         if trainer.stopped:
             number, step = trainer.stop_signal.number, trainer.state.global_step
             end_stopped_run(trainer.accelerator, number, step, self.say)
         return trainer, results
 
-    def leave(self, model, tokenizer, results, *, task, tag, data, tables=()):
-        """Leave behind what the run has made: results, and of a training the model and its card.
 
-        Args:
-            model: not wrapped.
-            task, tag, data, tables: as for write_model_card.
-        """
-        args = self.args
-        if args.do_train:
-            save_model(args.output_dir, model, tokenizer)
-            write_model_card(args.output_dir, args.model, task, tag=tag, data=data, results=results,
-                             settings=self.settings, tables=tables)
-        elif any(name.startswith("eval_") for name in results):
-            forget_initial_scores(Path(args.output_dir, "all_results.json"))
-        is_same = Path(args.model).resolve() == Path(args.output_dir).resolve()
-        write_results(args.output_dir, results, is_same or args.resume_from_checkpoint)
-        if args.push_to_hub:
-            upload(args.output_dir, self.repository)
-
-
-def forget_initial_scores(path):
-    """Take scores of before a training out of a file of results: newer may be of other data."""
-    if path.exists():
-        results = json.loads(path.read_text(encoding="utf-8"))
-        kept = {name: value for name, value in results.items() if not name.startswith("initial_")}
-        write_json(path, kept)
+def vocabulary_of(tokenizer):
+    """Tell a vocabulary apart from others, in words."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return f"{len(tokenizer):,} tokens ({hashlib.sha256(words.encode()).hexdigest()[:12]})"
 
 
 def add_up(processes, *arrays):

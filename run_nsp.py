@@ -639,9 +639,8 @@ def train(run, model, loader):
             run.seed_dropout()
             # The last update of an epoch can have fewer pairs. One count for the whole update, over
             # all processes, gives every pair the same weight; averaging the averages would not.
-            count = sum(int((batch["next_sentence_label"] != -100).sum()) for batch
-                        in micro_batches)
-            pairs, stop = run.sum(count, run.stop_signal.number > 0)
+            pairs = sum((batch["next_sentence_label"] != -100).sum() for batch in micro_batches)
+            pairs, stop = run.sum(pairs, run.stop_signal.number > 0)
             nll = torch.zeros(1, device=run.device)
             for i, batch in enumerate(micro_batches):
                 is_last = i == len(micro_batches) - 1
@@ -659,7 +658,7 @@ def train(run, model, loader):
             # Kept out of accelerator.prepare(), where it would tick once per process.
             run.schedule.step()
             run.optimizer.zero_grad()
-            goes_on = run.after_update(nll, [count], norm, stop > 0)
+            goes_on = run.after_update(nll, [pairs], norm, stop > 0)
 
 
 def fit(run, model, tokenizer, collator, score):
@@ -781,7 +780,7 @@ def main(argv=None):
     if args.do_predict and not args.prepare_only:
         pairs, skipped = read_pairs(args.test_file, args.on_bad_row == "skip",
                                     args.max_predict_samples)
-    run = Run(args, "nsp", (todo or args.do_predict) and not args.prepare_only)
+    run = LoopRun("nsp", args, (todo or args.do_predict) and not args.prepare_only)
     if todo:
         with run.main_first():
             data = prepare_data(args, tokenizer, ["train", "validation"], run.say)
@@ -795,7 +794,7 @@ def main(argv=None):
         words = f"{collator[split].count(0):,} pairs an epoch of {name}"
         run.say(f"{split.capitalize():<11} {words}")
         run.card["data"][split] = words
-    run.card |= {"task": f"trained by {OBJECTIVES[args.objective]} prediction", "tag": None}
+    run.card["task"] = f"trained by {OBJECTIVES[args.objective]} prediction; {run.note}"
     score = None
     if "validation" in data:
         numbers = range(collator["validation"].count(0))
@@ -803,23 +802,21 @@ def main(argv=None):
                         batch_size=args.per_device_eval_batch_size)
     with explain_out_of_memory(args.max_seq_length):
         if args.do_train:
-            run.check_resume(content, config.model_type, "max_train_samples", "max_eval_samples",
-                             "max_seq_length", "objective")
+            run.check_resume(vars(run), config.model_type, content, ("max_train_samples",
+                             "max_eval_samples", "max_seq_length", "objective"))
             results = fit(run, model, tokenizer, collator["train"], score)
         else:
-            run.start_trackers()
-            model = run.accelerator.prepare_model(model, evaluation_mode=True)
+            model = run.only_use(model)
             results = score(model) if args.do_eval else {}
-        run.save_model(model, tokenizer)
-        run.leave(results)
+        run.leave(model, tokenizer, results)
         model = run.in_float32(model)
         if run.is_main and pairs:
             judged = judge(model, tokenizer, pairs, args.max_seq_length,
                            args.per_device_eval_batch_size)
             write_predictions(run, judged, skipped)
             results |= predict_scores(judged)
-            run.leave(results)
-        run.end(results)
+            run.write_results(results)
+        run.end(run.accelerator, results, run.note)
         if run.is_main and args.sentence_a:
             asked = {"sentence_a": args.sentence_a, "sentence_b": args.sentence_b}
             (row,) = judge(model, tokenizer, [asked], args.max_seq_length, 1)
@@ -2030,13 +2027,13 @@ def checkpoint_fault(folder):
     """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
         expected = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
-        found = hash_folder(folder)
-        wrong = [name for name in expected if found.get(name) != expected[name]]
-        if not expected:
-            raise ValueError("it names no file")
-    except (OSError, ValueError, TypeError) as error:
+        wrong = expected.items() - hash_folder(folder).items()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"manifest.json, or a file beside it, is missing or damaged ({error})"
-    return f"{', '.join(wrong)} is missing, or not what was written" if wrong else None
+    if not expected:
+        return "its manifest.json names no file"
+    names = ", ".join(sorted(dict(wrong)))
+    return f"{names} is missing, or not what was written" if wrong else None
 
 
 def step_of(folder):
@@ -2061,22 +2058,21 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
         limit: how many checkpoints stay, at least 1.
         keep: name of one that stays whatever its age, such as the best, and counts; None for none.
     """
-    folder = Path(output_dir, f"checkpoint-{step}")
-    aside = Path(output_dir, f"tmp-checkpoint-{step}")
+    folder = output_dir / f"checkpoint-{step}"
+    aside = output_dir / f"tmp-checkpoint-{step}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write(aside)
-    Path(aside, "manifest.json").write_text(json.dumps(hash_folder(aside), indent=1),
-                                            encoding="utf-8")
+    manifest = json.dumps(hash_folder(aside), indent=1)
+    (aside / "manifest.json").write_text(manifest, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one of this name, which is in the way
     os.replace(aside, folder)
     ours = [path for path in list_checkpoints(output_dir) if (path / "manifest.json").exists()]
-    for path in [*ours]:  # oldest first
-        if path.name not in (keep, folder.name) and len(ours) > limit:
-            aside = path.with_name(f"tmp-{path.name}")  # so that a kill leaves no half of it
-            os.replace(path, aside)
-            shutil.rmtree(aside)
-            ours.remove(path)
+    old = [path for path in ours if path.name not in (keep, folder.name)]
+    for path in old[: max(0, len(ours) - limit)]:  # the oldest come first
+        aside = path.with_name(f"tmp-{path.name}")  # so that a kill leaves no half of it
+        os.replace(path, aside)
+        shutil.rmtree(aside)
 
 
 # ==== utils/output.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -2100,30 +2096,25 @@ def open_output(output_dir, training, resume, overwrite, say):
     Raises:
         InputError: the folder is in use or cannot be written, or the checkpoint is not whole.
     """
-    state = {"step": 0, "totals": None, "logged": None, "initial": {}, "latest": {}, "best": {},
-             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex(),
-             "scheduler": {}, "scaler": None}
+    state = {"step": 0, "totals": 0, "logged": 0, "initial": {}, "latest": {}, "best": {},
+             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex()}
     if output_dir is None:
         return None, state
-    if not output_dir:  # as of a variable of the shell that is not set
-        raise InputError("--output_dir is empty; name a folder")
-    output_dir, checkpoint = Path(output_dir), None
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
+    with blame(f"--output_dir {output_dir}: cannot be written, or is a file", "Name another "
+               "folder."):
+        os.makedirs(output_dir, exist_ok=True)
         tempfile.TemporaryFile(dir=output_dir).close()
-    except OSError as error:
-        raise InputError(f"--output_dir {output_dir}: cannot be written, or is a file: "
-                         f"{error.strerror}. Name another folder.") from None
+    output_dir, checkpoint = Path(output_dir), None
     folders = list_checkpoints(output_dir)
     for folder in reversed(folders) if resume == "latest" else [Path(resume)] if resume else ():
         fault = checkpoint_fault(folder)
         if fault is None:
             checkpoint = folder
             break
+        if resume != "latest":
+            raise InputError(f"--resume_from_checkpoint {resume}: not a whole checkpoint: {fault}. "
+                             "Give another, or latest.")
         say(f"Warning     {folder} is passed over: {fault}")
-    if resume and not checkpoint and resume != "latest":
-        raise InputError(f"--resume_from_checkpoint {resume}: not a whole checkpoint: {fault}. "
-                         "Give another, or latest.")
     if resume and not checkpoint:
         say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
         folders = []  # those that are damaged may be replaced
@@ -2140,24 +2131,16 @@ def open_output(output_dir, training, resume, overwrite, say):
     return checkpoint, state
 
 
-def check_resume(made_with, processes, state, checkpoint):
-    """Hold a checkpoint against the run that goes on from it, or note what it is made with.
-
-    Args:
-        made_with: dict of name to value of all that a resume would silently ignore or mix if it
-            changed.
-    """
-    for name, value in made_with.items() if checkpoint else ():
-        before = state["made_with"].get(name)
-        if before != value:
-            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on "
-                             "with the text, settings and global batch (processes x "
-                             "--per_device_train_batch_size x --gradient_accumulation_steps, now "
-                             f"with {processes.num_processes} processes) that it began with.")
-    state["made_with"] = made_with
-    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
-        raise InputError("the processes found different checkpoints. Expected a folder that all "
-                         "machines see; put --output_dir on a shared disk.")
+def clear_output(output_dir, step, overwrite):
+    """Clear the folder of later checkpoints, halves, and the log from this update on."""
+    folders = [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model"]  # a kill leaves halves
+    if overwrite or step:
+        folders += [path for path in list_checkpoints(output_dir) if step_of(path) > step]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ("model.safetensors", "all_results.json") if overwrite else ():
+        (output_dir / name).unlink(missing_ok=True)
+    cut_log(output_dir / "log.jsonl", step or -1)
 
 
 def cut_log(path, step):
@@ -2170,19 +2153,6 @@ def cut_log(path, step):
             kept.append(line)
     with written_aside(path) as aside:
         aside.write_text("".join(kept), encoding="utf-8")
-
-
-def clear_output(output_dir, step, overwrite):
-    """Clear the folder of later checkpoints, halves, and the log from this update on."""
-    output_dir = Path(output_dir)
-    later = [folder for folder in list_checkpoints(output_dir) if step_of(folder) > step
-             and (overwrite or step)]
-    # A killed run leaves halves.
-    for folder in [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model", *later]:
-        shutil.rmtree(folder, ignore_errors=True)
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
-    cut_log(output_dir / "log.jsonl", step or -1)
 
 
 # ==== utils/signals.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -2253,137 +2223,223 @@ def end_stopped_run(accelerator, number, step, say):
     sys.exit(128 + number)
 
 
-# ==== utils/results.py, whole (to change it, change it there; `make fix` copies it) ====
-# What a run leaves behind: model and tokenizer, results, a model card, and what trackers and the
-
-OURS = "<!-- Written by the run that trained this model. -->"
-
-
-def start_trackers(accelerator, project, settings, run_id, step):
-    """Start the trackers of --report_to; where a run is resumed, go on with its own.
-
-    Args:
-        settings: dict of all flags.
-        run_id: the same after a resume.
-        step: updates done.
-    """
-    name, folder = settings["run_name"], settings["output_dir"]
-    shown = {flag: value if isinstance(value, int | float) else f"{value}" for flag, value
-             in settings.items()}
-    accelerator.project_configuration.logging_dir = f"{folder}/runs"
-    with blame(f"--report_to {' '.join(settings['report_to'])}: cannot start", "For wandb, 'wandb "
-               "login' or WANDB_MODE=offline."):
-        # Hides what stood there from here on.
-        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown,
-                                  {"wandb": {"name": name, "id": run_id, "resume": "allow",
-                                             "dir": folder},
-                                   "trackio": {"name": name, "resume": "allow" if step
-                                               else "never"},
-                                   "tensorboard": {"purge_step": step + (step > 0)}})
-
-
-def claim_repository(hub_model_id, output_dir):
-    """Make the repository that the model is to be pushed to: its full name.
-
-    Before the training, in case it fails.
-    """
-    with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
-               "--hub_model_id NAME/MODEL."):
-        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name,
-                                           exist_ok=True).repo_id
-
-
-def upload(output_dir, repository):
-    """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
-    with blame("--push_to_hub", f"The model is safe in {output_dir}; upload it with: hf upload "
-               f"NAME/MODEL {output_dir}"):
-        print("Uploaded to",
-              huggingface_hub.upload_folder(repo_id=repository, folder_path=output_dir,
-                                            ignore_patterns=["checkpoint-*", "eval-*", "tmp-*",
-                                                             "wandb/*"]))
-
-
-def save_model(output_dir, model, tokenizer):
-    """Leave model and tokenizer in the output folder, none of their files by half."""
-    aside = Path(output_dir, "tmp-model")
-    with blame(f"--output_dir {output_dir}: the model cannot be saved", "The last checkpoint is "
-               "whole."):
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in aside.iterdir():
-        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
-        os.replace(path, Path(output_dir, path.name))
-    aside.rmdir()
-
-
-def write_results(output_dir, results, same_model):
-    """Write all_results.json, beside what stands there already if that is of the same model."""
-    path = Path(output_dir, "all_results.json")
-    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    write_json(path, older | results)
-
-
-def score_rows(results):
-    """List (name, before, after) of the scores, as text."""
-    scores = {name: [results.get(f"initial_{name}", "-"), value] for name, value in results.items()
-              if name.startswith(("eval_", "perplexity", "predict_"))}
-    return [(name, *(f"{value:,.4f}" if isinstance(value, float) else f"{value}" for value
-                     in values)) for name, values in scores.items()]
-
-
-def write_model_card(output_dir, base, task, *, tag, data, results, settings, tables=()):
-    """Write README.md: what the model was made of, and its scores.
-
-    MODEL_CARD.md beside a README.md of the user's.
-
-    Args:
-        base: Hub name or folder of the model it began with.
-        task: what was done with it, and what of it started at random, in words.
-        tag: the Hub's name of the task, or None.
-        data: dict of split to what it is, in words.
-        settings: dict of all flags.
-        tables: more lines to stand below the scores.
-    """
-    path = Path(output_dir, "README.md")
-    if path.exists() and OURS not in path.read_text(encoding="utf-8", errors="replace"):
-        path = path.with_name("MODEL_CARD.md")
-    head = huggingface_hub.ModelCardData(library_name="transformers", pipeline_tag=tag,
-                                         base_model=None if os.path.exists(base) else base)
-    rows = [("score", "before", "after"), ("---", "---:", "---:"), *score_rows(results)]
-    chosen = {flag: value for flag, value in sorted(settings.items()) if value not in (None, [])
-              and value is not False}
-    lines = ["---", head.to_yaml(), "---", "", OURS, "", f"# {Path(output_dir).resolve().name}", "",
-             f"{Path(base).name}, {task}.", ""]
-    lines += [f"- {split}: {html.escape(words)}" for split, words in data.items()]
-    lines += ["", *(f"| {' | '.join(row)} |" for row in rows), "", "Losses are in nats, a mean "
-              "over what is predicted.", "", *tables, "```yaml"]
-    lines += [f"{flag}: {json.dumps(value)}" for flag, value in chosen.items()]
-    path.write_text("\n".join([*lines, "```", ""]), encoding="utf-8")
-
-
-def show_results(results, note, output_dir, say):
-    """Print the scores, before the training and after it, and where they are.
-
-    Args:
-        note: what started at random.
-    """
-    if results:
-        for name, before, after in [("", "before", "after"), *score_rows(results)]:
-            say(f"{name:<36}{before:>16}{after:>16}")
-        if any(name.startswith("initial_") for name in results):
-            say(f"Before: {note}")
-        say(f"Results are in {Path(output_dir, 'all_results.json')}")
-
-
-# ==== utils/loop.py, whole (to change it, change it there; `make fix` copies it) ====
-# What stands around the updates of a loop: processes, log, scores, checkpoints, what is left.
+# ==== utils/runs.py, whole (to change it, change it there; `make fix` copies it) ====
+# A run: its processes, its folder, and what it leaves behind.
 
 # Flags of all tasks that a resume may not change.
 FIXED = ("seed", "learning_rate", "weight_decay", "max_grad_norm", "lr_scheduler_type",
          "warmup_steps", "config_overrides")
+OURS = "<!-- Written by the run that trained this model. -->"
 
+
+class Run(Processes):
+    """A run: its processes, its flags, its folder, and what it leaves behind.
+
+    Args:
+        task: what the script does, in a word: "mlm".
+        args: Namespace of the flags.
+        settings: dict of the flags that trackers and the model card show.
+        processes: num_processes, rank and local_rank, as of Processes.
+
+    Attributes:
+        is_main: whether this is the first process.
+        folder: where the run leaves what it makes, from `open` on.
+        checkpoint: folder of the one that it goes on from, or None.
+        card: what the model card says: `task`, what was done with the model, in words; `tag`, the
+            Hub's name of the task, or None; `data`, dict of split to what it is, in words;
+            `tables`, Markdown to stand below the scores.
+    """
+
+    def __init__(self, task, args, settings, *processes):
+        super().__init__(*processes)
+        self.task, self.args, self.settings = task, args, settings
+        self.is_main, self.repository = self.rank == 0, None
+        self.card = {"tag": None, "data": {}, "tables": ""}
+
+    def say(self, *lines):
+        """Print lines, on the first process alone."""
+        if self.is_main:
+            print(*lines, sep="\n", flush=True)
+
+    def open(self, writes):
+        """Open the folder: the state as of open_output. writes: the run leaves something there.
+
+        A run that does not train leaves what is there, and gets a folder of its own in it.
+        """
+        args = self.args
+        self.folder = Path(args.output_dir)
+        resume = args.resume_from_checkpoint if args.do_train else None
+        self.checkpoint, state = open_output(args.output_dir if writes else None, args.do_train,
+                                             resume, args.overwrite_output_dir, self.say)
+        if writes and not args.do_train and (self.folder / "model.safetensors").exists():
+            number = 1
+            while (self.folder / f"eval-{number}").exists():
+                number += 1
+            number = self.sum(number * self.is_main)[0]  # the same on all processes
+            self.folder /= f"eval-{number:.0f}"
+            self.folder.mkdir(exist_ok=True)
+        return state
+
+    def check_resume(self, state, model_type, data, flags):
+        """Refuse to go on from a checkpoint of other data or settings; else note what they are.
+
+        Args:
+            state: that of the checkpoint, or of a new run.
+            model_type: kind of the model, as "bert".
+            data: dict of split to what tells its data apart.
+            flags: those of the task that may not change.
+        """
+        args = self.args
+        passes = args.gradient_accumulation_steps * self.num_processes
+        made_with = {**data, "task": self.task, "kind of model": model_type,
+                     "global batch": args.per_device_train_batch_size * passes,
+                     **{f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}}
+        for name, value in made_with.items() if self.checkpoint else ():
+            before = state["made_with"].get(name)
+            if before != value:
+                raise InputError(
+                    f"{self.checkpoint}: {name} was {before} and is now {value}. A run goes on with "
+                    "the text, settings and global batch (processes x --per_device_train_batch_size "
+                    f"x --gradient_accumulation_steps, now with {self.num_processes} processes) that "
+                    "it began with.")
+        state["made_with"] = made_with
+        if self.sum(state["step"])[0] != state["step"] * self.num_processes:
+            raise InputError("the processes found different checkpoints. Expected a folder that all "
+                             "machines see; put --output_dir on a shared disk.")
+
+    def describe(self, device, threads, precision):
+        """Say what the run computes on."""
+        self.say(f"Running on  {device.type}, {self.num_processes} process"
+                 f"{'es' * (self.num_processes > 1)}, {threads} CPU threads each, "
+                 f"{precision.replace('no', 'float32')}")
+
+    def start_trackers(self, accelerator, run_id, step):
+        """Start what is told of the run: the trackers of --report_to, the repository on the Hub.
+
+        Args:
+            accelerator: of accelerate, that logs to the trackers.
+            run_id: the same after a resume, which goes on with its own.
+            step: updates done.
+        """
+        args, folder = self.args, str(self.folder)
+        shown = {flag: value if isinstance(value, int | float) else f"{value}"
+                 for flag, value in self.settings.items()}
+        accelerator.project_configuration.logging_dir = f"{folder}/runs"
+        with blame(f"--report_to {' '.join(args.report_to)}: cannot start", "For wandb, 'wandb "
+                   "login' or WANDB_MODE=offline."):
+            accelerator.init_trackers(os.environ.get("WANDB_PROJECT", self.task), shown, {
+                "wandb": {"name": args.run_name, "id": run_id, "resume": "allow", "dir": folder},
+                "trackio": {"name": args.run_name, "resume": "allow" if step else "never"},
+                "tensorboard": {"purge_step": step + (step > 0)},  # hides what stood there from here
+            })
+        if args.push_to_hub and self.is_main:  # before the training, in case it fails
+            with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
+                       "--hub_model_id NAME/MODEL."):
+                name = args.hub_model_id or self.folder.resolve().name
+                self.repository = huggingface_hub.create_repo(name, exist_ok=True).repo_id
+
+    def leave(self, model, tokenizer, results):
+        """Save a model that was trained, and the results: before anything else can fail.
+
+        Args:
+            model: not wrapped.
+            results: dict of the scores.
+        """
+        if self.args.do_train and self.is_main:
+            aside = self.folder / "tmp-model"
+            with blame(f"--output_dir {self.folder}: the model cannot be saved", "The last "
+                       "checkpoint is whole."):
+                model.save_pretrained(aside)
+                tokenizer.save_pretrained(aside)
+            for path in aside.iterdir():
+                shutil.copymode(aside / "config.json", path)  # safetensors lets the owner alone read
+                os.replace(path, self.folder / path.name)
+            aside.rmdir()
+        self.write_results(results)
+
+    def write_results(self, results):
+        """Write all_results.json, and after a training the model card; again with what comes later.
+
+        A run that was resumed adds to the results that it finds.
+        """
+        if not (self.is_main and results):
+            return
+        path, older = self.folder / "all_results.json", {}
+        if self.checkpoint and path.exists():
+            older = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, older | results)
+        if self.args.do_train:
+            card = self.folder / "README.md"
+            if card.exists() and OURS not in card.read_text(encoding="utf-8", errors="replace"):
+                card = self.folder / "MODEL_CARD.md"  # beside one of the user's
+            card.write_text(self.make_card(results), encoding="utf-8")
+
+    def make_card(self, results):
+        """Make the model card: what the model was made of, and its scores."""
+        base, card = self.args.model, self.card
+        head = huggingface_hub.ModelCardData(library_name="transformers", pipeline_tag=card["tag"],
+                                             base_model=None if os.path.exists(base) else base)
+        data = "\n".join(f"- {split}: {html.escape(words)}" for split, words in card["data"].items())
+        scores = "\n".join(f"| {' | '.join(row)} |" for row in score_rows(results))
+        settings = {flag: value for flag, value in self.settings.items()
+                    if str(value) not in ("None", "False", "[]")}
+        return f"""---
+{head.to_yaml()}
+---
+
+{OURS}
+
+# {self.folder.resolve().name}
+
+{Path(base).name}, {card['task']}.
+
+{data}
+
+| score | before | after |
+| --- | ---: | ---: |
+{scores}
+
+Losses are in nats, a mean over what is predicted.
+
+{card['tables']}
+```yaml
+{yaml.safe_dump(settings, allow_unicode=True)}```
+"""
+
+    def end(self, accelerator, results, note):
+        """Show the results, and tell trackers and the Hub, which may fail.
+
+        Args:
+            note: what of the model started at random.
+        """
+        rows = score_rows(results)
+        if rows:
+            for name, before, after in [("", "before", "after"), *rows]:
+                self.say(f"{name:<36}{before:>16}{after:>16}")
+            self.say(f"Before: {note}" if self.args.do_train else "",
+                     f"Results are in {self.folder / 'all_results.json'}")
+        accelerator.log({name: results[name] for name, *_ in rows}, step=results.get("step", 0))
+        accelerator.end_training()
+        if self.repository:
+            with blame("--push_to_hub", f"The model is safe in {self.folder}; upload it with: hf "
+                       f"upload NAME/MODEL {self.folder}"):
+                apart = ["checkpoint-*", "eval-*", "tmp-*", "wandb/*"]
+                print("Uploaded to", huggingface_hub.upload_folder(
+                    repo_id=self.repository, folder_path=self.folder, ignore_patterns=apart))
+
+
+def score_rows(results):
+    """List (name, before, after) of the scores, as text."""
+    rows = []
+    for name, value in results.items():
+        if name.startswith(("eval_", "perplexity", "predict_")):
+            values = results.get(f"initial_{name}", "-"), value
+            rows.append((name, *(f"{v:,.4f}" if isinstance(v, float) else f"{v}" for v in values)))
+    return rows
+
+
+# ==== utils/loop.py, whole (to change it, change it there; `make fix` copies it) ====
+# What stands around the updates of a loop: log, scores and checkpoints.
 
 def build_optimizer(model, learning_rate, weight_decay):
     """Make a fused AdamW that decays matrices alone: not biases, nor the weights of LayerNorm."""
@@ -2399,59 +2455,39 @@ def as_predictions(scores):
     return {f"predict_{name.removeprefix('eval_')}": value for name, value in scores.items()}
 
 
-class Run(Processes):
-    """A run of a loop: its processes, its folder, its state, and what is due around its updates.
+class LoopRun(Run):
+    """A run of a loop: its model and its state, and what is due around its updates.
 
     Args:
-        args: Namespace of the flags.
         task: what the script does, in a word: "mlm".
+        args: Namespace of the flags.
         writes: whether the run leaves something behind.
         unused_weights: whether the model leaves some of its weights without a gradient.
 
     Attributes:
         accelerator: of accelerate.
         device: where tensors go.
-        is_main: whether this is the first process.
-        folder: where the run leaves what it makes.
-        checkpoint: folder of the one it goes on from, or None.
         stop_signal: a StopSignal.
         max_steps: updates to make, from `begin` on.
         step, and what else open_output names: what a checkpoint carries besides the weights.
     """
 
-    def __init__(self, args, task, writes=True, unused_weights=False):
-        self.args, self.task, self.stop_signal = args, task, StopSignal()
-        self.repository = None  # on the Hub, where this process is to push to one
-        self.card = {"data": {}}  # task, tag and data, as of write_model_card
+    def __init__(self, task, args, writes=True, unused_weights=False):
         transformers.logging.set_verbosity_error()  # the lines below say it of heads and lengths
         transformers.logging.disable_progress_bar()
         on_cpu, precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
         find_unused = DistributedDataParallelKwargs(find_unused_parameters=unused_weights)
-        self.accelerator = accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision,
-                                                     log_with=args.report_to or None,
-                                                     project_dir=args.output_dir,
-                                                     kwargs_handlers=[find_unused])
-        super().__init__(accelerator.num_processes, accelerator.process_index,
-                         accelerator.local_process_index)
-        self.device, self.is_main = accelerator.device, accelerator.is_main_process
+        self.accelerator = accelerator = Accelerator(
+            cpu=on_cpu, mixed_precision=precision, log_with=args.report_to or None,
+            project_dir=args.output_dir, kwargs_handlers=[find_unused])
+        super().__init__(task, args, vars(args), accelerator.num_processes,
+                         accelerator.process_index, accelerator.local_process_index)
+        self.device, self.stop_signal = accelerator.device, StopSignal()
         if not self.is_main:
             datasets.disable_progress_bars()
-        self.folder, where = Path(args.output_dir), args.output_dir if writes else None
-        self.checkpoint, state = open_output(where, args.do_train, args.resume_from_checkpoint,
-                                             args.overwrite_output_dir, self.say)
-        if writes and not args.do_train and (self.folder / "model.safetensors").exists():
-            numbers = [path.name.removeprefix("eval-") for path in self.folder.glob("eval-*")]
-            number = max([0, *map(int, filter(str.isdecimal, numbers))]) + 1
-            number = self.sum(number * self.is_main)[0]  # the same on all processes
-            self.folder /= f"eval-{number:.0f}"
-            self.folder.mkdir(exist_ok=True)
+        state = self.open(writes)
         self.state_names = [*state]
-        vars(self).update(state)
-
-    def say(self, *lines):
-        """Print lines, on the first process alone."""
-        if self.is_main:
-            print(*lines, sep="\n", flush=True)
+        vars(self).update(state)  # each as an attribute of its own: `write` saves them by name
 
     def load_model(self, kind, config, vocab_size, head):
         """Load --model, or the checkpoint that the run goes on from. Arguments as of load_model."""
@@ -2461,29 +2497,14 @@ class Run(Processes):
                                  from_scratch=args.from_scratch and not self.checkpoint,
                                  **hub_settings(args))
         self.note = self.note or note  # of the model that the run began with
-        precision = self.accelerator.mixed_precision.replace("no", "float32")
-        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}", "Running on  "
-                 f"{self.device.type}, {self.num_processes} "
-                 f"process{'es' * (self.num_processes > 1)}, {self.threads} CPU threads each, "
-                 f"{precision}")
+        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}")
+        self.describe(self.device, self.threads, self.accelerator.mixed_precision)
         return model
 
-    def check_resume(self, data, model_type, *flags):
-        """Refuse to go on from a checkpoint of other data or settings.
-
-        Args:
-            data: dict of split to what tells its data apart.
-            model_type: kind of the model, as "bert".
-            flags: those of the task that may not change.
-        """
-        args = self.args
-        passes = args.gradient_accumulation_steps * self.num_processes
-        made_with = {**data, "task": self.task, "kind of model": model_type,
-                     "global batch": args.per_device_train_batch_size * passes}
-        made_with |= {f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}
-        check_resume(made_with, self, vars(self), self.checkpoint)
-
-    # ---- the training
+    def only_use(self, model):
+        """Make a model ready that is not trained, as it computes in a training."""
+        self.start_trackers(self.accelerator, self.run_id, self.step)
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def begin(self, model, tokenizer, sampler, score, weights):
         """Make ready for the first update, and clear the folder of what the run replaces.
@@ -2510,15 +2531,18 @@ class Run(Processes):
         model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.model = self.accelerator.unwrap_model(model, keep_torch_compile=True)
         if self.checkpoint:
-            self.load_training_state()
+            path, scaler = self.checkpoint / "optimizer.pt", self.accelerator.scaler
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.schedule.last_epoch = self.step  # rates are a function of the update
+            if scaler and saved["scaler"]:
+                scaler.load_state_dict(saved["scaler"])
         self.say(f"Updates     {self.max_steps:,}, {sampler.updates_in(0):,} an epoch, with "
                  f"{sampler.global_batch} examples each (processes {self.num_processes} x batch "
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); going on "
                  f"from {self.checkpoint or 'the start'}")
         scores = score(self.model) if score and not self.checkpoint else {}
-        if args.push_to_hub and self.is_main:
-            self.repository = claim_repository(args.hub_model_id, self.folder)
-        self.start_trackers()
+        self.start_trackers(self.accelerator, self.run_id, self.step)
         if self.is_main:  # only now that nothing is left to go wrong
             clear_output(self.folder, self.step, args.overwrite_output_dir)
         self.bar = tqdm(total=self.max_steps, initial=self.step, desc="Training",
@@ -2528,20 +2552,6 @@ class Run(Processes):
             self.log(self.initial)
         self.first_step, self.begun = self.step, time.perf_counter()
         return model
-
-    def load_training_state(self):
-        """Take up optimizer, schedule and scaler of the checkpoint."""
-        path, scaler = self.checkpoint / "optimizer.pt", self.accelerator.scaler
-        self.optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        groups = len(self.optimizer.param_groups)
-        self.schedule.load_state_dict(self.scheduler | {"lr_lambdas": [None] * groups})
-        if scaler and self.scaler:
-            scaler.load_state_dict(self.scaler)
-
-    def start_trackers(self):
-        """Start the trackers of --report_to."""
-        settings = vars(self.args) | {"output_dir": str(self.folder)}
-        start_trackers(self.accelerator, self.task, settings, self.run_id, self.step)
 
     def updates(self, number):
         """Turn what a flag counts into updates: below 1 it is a share of all of them."""
@@ -2562,7 +2572,7 @@ class Run(Processes):
 
         Args:
             losses: sums of this process, nats, on the device; (kinds,).
-            counts: of what the losses are of, of this process; a list of as many.
+            counts: of what the losses are of, of all processes; a list of as many.
             norm: of the gradient, before it was clipped; a scalar on the device.
             stop: whether any process noted a signal.
 
@@ -2571,35 +2581,35 @@ class Run(Processes):
         """
         args, self.step = self.args, self.step + 1
         is_last = self.step == self.max_steps
-        self.pending.append((losses, counts))
+        self.pending.append(losses)
+        self.totals = np.add(self.totals, [[0] * len(counts), counts]).tolist()
         self.bar.update()
         if self.is_due("steps", args.logging_steps) or is_last:
             self.settle()
-            means = self.means(np.subtract(self.totals, self.logged or 0))
+            means = self.means(np.subtract(self.totals, self.logged))
             self.logged = self.totals
             rate = self.schedule.get_last_lr()[0]
             self.log({**means, "learning_rate": rate, "grad_norm": norm.item()})
+        since = time.perf_counter()
         saves = self.is_due(args.save_strategy, args.save_steps)
         scores = self.is_due(args.eval_strategy, args.eval_steps) or is_last
         if self.score and (scores or (saves and args.load_best_model_at_end)):
             self.evaluate()
         if saves or (stop and not is_last):
             self.save()
+        self.begun += time.perf_counter() - since  # neither is training
         return not (stop or is_last)
 
     def settle(self):
         """Read the losses that are still on the device, and add them up over all processes."""
         if self.pending:
-            losses, counts = zip(*self.pending, strict=True)
-            losses = torch.stack(losses).cpu().double().sum(dim=0).tolist()
-            totals = self.sum(*losses, *np.sum(counts, axis=0))
-            self.totals = np.add(self.totals or 0, totals).tolist()
+            losses = torch.stack(self.pending).cpu().double().sum(dim=0)  # (kinds,)
+            self.totals[0] = np.add(self.totals[0], self.sum(*losses)).tolist()
             self.pending = []
 
     def means(self, totals):
         """Turn sums of losses and their counts into means, and `loss`, their weighted sum."""
-        sums, counts = np.split(np.array(totals), 2)
-        means = (sums / np.maximum(counts, 1)).tolist()
+        means = np.divide(totals[0], np.maximum(totals[1], 1)).tolist()  # (kinds,)
         loss = float(np.dot(means, [*self.weights.values()]))
         return {"loss": loss, **dict(zip(self.weights, means, strict=True))}
 
@@ -2614,16 +2624,14 @@ class Run(Processes):
         self.accelerator.log(values, step=self.step)
 
     def evaluate(self):
-        self.settle()  # what the device still computes counts as training
-        since, scores = time.perf_counter(), self.score(self.model)
+        scores = self.score(self.model)
         self.latest = {**scores, "step": self.step}
         self.log(scores)
-        self.begun += time.perf_counter() - since
 
     def save(self):
         """Save a checkpoint; note the best of those that are saved, so that it can be loaded."""
         self.settle()
-        since, args, keep = time.perf_counter(), self.args, None
+        args, keep = self.args, None
         if args.load_best_model_at_end and self.latest.get("step") == self.step:
             both = [self.best or self.latest, self.latest]
             self.best = min(both, key=lambda scores: scores["eval_loss"])
@@ -2632,22 +2640,28 @@ class Run(Processes):
         if self.is_main:
             save_checkpoint(self.folder, self.step, self.write, args.save_total_limit, keep)
         self.sum(0)  # the others wait: none trains on if this one fails
-        self.begun += time.perf_counter() - since
 
     def write(self, folder):
         """Write the files of a checkpoint into a folder."""
-        self.scheduler = self.schedule.state_dict()
-        self.scheduler.pop("lr_lambdas", None)
-        if self.accelerator.scaler:
-            self.scaler = self.accelerator.scaler.state_dict()
+        scaler = self.accelerator.scaler
+        training = {"optimizer": self.optimizer.state_dict(),
+                    "scaler": scaler.state_dict() if scaler else None}
         state = {name: vars(self)[name] for name in self.state_names}
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with blame(f"{folder} cannot be written", "A whole checkpoint, if there was one, is still "
                    "there."):
-            model.save_pretrained(folder)
+            self.unwrapped().save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            torch.save(training, folder / "optimizer.pt")
             (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+    def unwrapped(self):
+        """Give the model as it is saved."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def in_float32(self, model):
+        """Take a model out of its wrappers: what is shown is computed in float32."""
+        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False,
+                                             keep_torch_compile=False)
 
     def finish(self):
         """End the run where a signal has stopped it; else load the best model, if asked for.
@@ -2659,52 +2673,21 @@ class Run(Processes):
         self.bar.close()
         if self.step < self.max_steps:
             end_stopped_run(self.accelerator, self.stop_signal.number, self.step, self.say)
-        results = {"epoch": sampler.epochs_until(self.step), **self.initial}
-        results |= {f"train_{name}": value for name, value in self.means(self.totals).items()}
-        seen = sampler.examples_until(self.step) - sampler.examples_until(self.first_step)
-        if seen:  # otherwise it was a finished run that was resumed, and these are known already
-            results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
         if self.score and self.latest.get("step") != self.step:  # it was killed before this
             self.evaluate()
         if self.best and self.best["eval_loss"] < self.latest["eval_loss"]:
             name = f"checkpoint-{self.best['step']}"
             self.say(f"Best        the model of {name} is kept")
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            model = self.unwrapped()
             best = type(model).from_pretrained(self.folder / name, dtype=torch.float32)
             model.load_state_dict(best.state_dict())
             self.latest = self.best
+        results = {"epoch": sampler.epochs_until(self.step), **self.initial}
+        results |= {f"train_{name}": value for name, value in self.means(self.totals).items()}
+        seen = sampler.examples_until(self.step) - sampler.examples_until(self.first_step)
+        if seen:  # otherwise it was a finished run that was resumed, and these are known already
+            results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
         return {**results, **self.latest, "step": self.step}
-
-    # ---- what it leaves behind
-
-    def save_model(self, model, tokenizer):
-        """Save a model that was trained: before anything else can fail."""
-        if self.args.do_train and self.is_main:
-            save_model(self.folder, model, tokenizer)
-
-    def leave(self, results):
-        """Write the results, and after a training the model card."""
-        if self.is_main and results:
-            write_results(self.folder, results, self.checkpoint)
-            if self.args.do_train:
-                card = self.card
-                write_model_card(self.folder, self.args.model, f"{card['task']}; {self.note}",
-                                 tag=card["tag"], data=card["data"], results=results,
-                                 settings=vars(self.args))
-
-    def in_float32(self, model):
-        """Take a model out of its wrappers: what is shown is computed in float32."""
-        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False,
-                                             keep_torch_compile=False)
-
-    def end(self, results):
-        """Show the results, and tell trackers and the Hub, which may fail."""
-        show_results(results, self.note, self.folder, self.say)
-        scores = {name: value for name, value in results.items() if name not in ("step", "epoch")}
-        self.accelerator.log(scores, step=self.step)
-        self.accelerator.end_training()
-        if self.repository:
-            upload(self.folder, self.repository)
 
 
 # ==== run_nsp.py ====

@@ -470,7 +470,7 @@ def drop_long_questions(rows, tokenizer, max_seq_length, doc_stride, on_fault):
     return kept
 
 
-def prepare_rows(args, tokenizer, say):
+def prepare_rows(args, tokenizer, folder, say):
     """Read what the run needs: dict of split to (questions, name).
 
     Questions that are at fault end the run, or go to skipped_rows.jsonl (--on_bad_row skip).
@@ -513,7 +513,7 @@ def prepare_rows(args, tokenizer, say):
             raise InputError(f"{name}: no question is left for {split}; {len(skipped):,} are at "
                              f"fault, the first {skipped[0]['reason']}")
         data[split] = rows, name
-    write_list(args.output_dir, "skipped_rows.jsonl", skipped, "faulty questions are left out", say)
+    write_list(folder, "skipped_rows.jsonl", skipped, "faulty questions are left out", say)
     return data
 
 
@@ -1356,24 +1356,16 @@ def span_loss(outputs, labels, num_items_in_batch, smoothing=0.0):
     return total / num_items_in_batch.clamp(min=1)
 
 
-def made_with(args, data, model_type, tokenizer, version_2, num_processes):
-    """What a checkpoint is made with, and a resume may not change: dict of name to value."""
-    made = {}
+def content_of(data, tokenizer, version_2):
+    """Tell apart the data of a run, which a resume may not change: dict of name to value."""
+    content = {"SQuAD 2.0": version_2, "tokenizer": vocabulary_of(tokenizer)}
     for split in [split for split in ("train", "validation") if split in data]:
         digest = hashlib.sha256()
         for row in data[split][0]:
             digest.update(json.dumps([row[name] for name
                                       in ("id", "question", "context", "answers")]).encode())
-        made[split] = f"{len(data[split][0]):,} questions ({digest.hexdigest()[:12]})"
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
-    vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-    made |= {"task": "qa", "kind of model": model_type, "SQuAD 2.0": version_2,
-             "global batch": batch, "tokenizer": f"{len(tokenizer):,} tokens ({vocabulary[:12]})"}
-    return made | {f"--{name}": getattr(args, name) for name
-                   in ("seed", "learning_rate", "weight_decay", "optim", "config_overrides",
-                       "max_seq_length", "doc_stride", "n_best_size", "max_answer_length",
-                       "null_score_diff_threshold", "metric_for_best_model",
-                       "label_smoothing_factor")}
+        content[split] = f"{len(data[split][0]):,} questions ({digest.hexdigest()[:12]})"
+    return content
 
 
 def load_answerer(run, config, vocab_size):
@@ -1440,7 +1432,7 @@ def check_run(args, data, version_2):
                          f"{', '.join(names)} for SQuAD {'2.0' if version_2 else '1.1'}")
 
 
-def describe_data(data, windows, version_2, output_dir, say):
+def describe_data(data, windows, version_2, folder, say):
     """Say what the data are, and what looks wrong with them; list in a file what tokens cannot give
     back.
     """
@@ -1455,7 +1447,7 @@ def describe_data(data, windows, version_2, output_dir, say):
             + (f"; {repeated:,} questions stand there more than once" if repeated else ""))
         inexact += list_inexact(rows, windows[split]) if split in ("train", "validation") else []
     if "train" in data or "validation" in data:
-        write_list(output_dir, "inexact_answers.jsonl", inexact, "answers begin or end inside a "
+        write_list(folder, "inexact_answers.jsonl", inexact, "answers begin or end inside a "
                    "token, or fit in no window whole", say)
     if data:
         say(f"Scores      by the rules of SQuAD {'2.0' if version_2 else '1.1'}")
@@ -1500,7 +1492,7 @@ def answer_question(run, accelerator, model, tokenizer, row, version_2, threshol
         send_picture(accelerator.trackers, "answer_scores", picture)
 
 
-def write_answers(args, answerer, say):
+def write_answers(run, answerer):
     """Write the answers to --questions_file to answers.jsonl, a row each, with the three next
     best.
     """
@@ -1514,9 +1506,9 @@ def write_answers(args, answerer, say):
         line["next_best"] = [{"answer": entry["text"], "score": entry["probability"]} for entry
                              in others]
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    path = Path(args.output_dir, "answers.jsonl")
+    path = run.folder / "answers.jsonl"
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
-    say(f"\n{len(lines):,} answers to {args.questions_file} are in {path}")
+    run.say(f"\n{len(lines):,} answers to {run.args.questions_file} are in {path}")
 
 
 def choose_threshold(args, config, version_2, results):
@@ -1538,27 +1530,25 @@ def answer_at_end(run, model, answerers, threshold, results):
 
     answerers: dict of split to its Answerer. threshold: of no answer, for what is asked.
     """
-    args = run.args
     for split in [split for split in ("test", "questions") if split in answerers]:
         answerers[split].threshold = threshold
         results = results | answerers[split](model, "predict")
     written = answerers.get("test") or answerers.get("validation")
     if run.rank == 0 and written:
-        write_predictions(args.output_dir, written)
+        write_predictions(run.folder, written)
     if run.rank == 0 and "questions" in answerers:
-        write_answers(args, answerers["questions"], run.say)
+        write_answers(run, answerers["questions"])
     return results
 
 
-def leave(run, model, tokenizer, data, windows, results):
-    """Leave behind what the run has made, as Run.leave does."""
-    sizes = {}
+def describe_for_card(run, data, windows):
+    """Put into the model card what the data are."""
     for split, (rows, name) in data.items():
         tokens = int(lengths_of(windows[split]).sum())
-        sizes[split] = f"{len(rows):,} questions, {tokens:,} tokens of {name}"
+        run.card["data"][split] = f"{len(rows):,} questions, {tokens:,} tokens of {name}"
     source = data["train"][1] if "train" in data else ""
-    task = f"trained on {source} to answer questions with a span of a text; {run.state['note']}"
-    run.leave(model, tokenizer, results, task=task, tag="question-answering", data=sizes)
+    run.card |= {"task": f"trained on {source} to answer questions with a span of a text; "
+                 f"{run.state['note']}", "tag": "question-answering"}
 
 
 def has_tasks(args):
@@ -1566,21 +1556,19 @@ def has_tasks(args):
     return args.do_train or args.do_eval or args.do_predict is not False
 
 
-def begin(args, config, tokenizer, say):
-    """Open the folder and read the data: (Run, dict as of prepare_rows, whether as SQuAD 2.0)."""
+def begin(args, config, tokenizer):
+    """Open the folder and read the data: (run, dict as of prepare_rows, whether as SQuAD 2.0)."""
     writes = has_tasks(args) or args.questions_file
-    resume = args.resume_from_checkpoint if args.do_train else None
-    output = open_output(args.output_dir if writes else None, args.do_train, resume,
-                         args.overwrite_output_dir, say)
-    data = prepare_rows(args, tokenizer, say) if writes else {}
+    run = TrainerRun("qa", QaArguments, args, hidden=ASKING)
+    run.state = run.open(writes)
+    data = prepare_rows(args, tokenizer, run.folder, run.say) if writes else {}
     kept = None if args.do_train else getattr(config, "no_answer_threshold", None)
-    version_2 = find_version(data, args.version_2_with_negative, kept is not None, say)
+    version_2 = find_version(data, args.version_2_with_negative, kept is not None, run.say)
     check_run(args, data, version_2)
-    has_scores = args.do_train and "validation" in data
-    run = Run("qa", QaArguments, args, has_scores, output, say, hidden=ASKING)
     if args.do_train:
-        made = made_with(args, data, config.model_type, tokenizer, version_2, run.num_processes)
-        check_resume(made, run, run.state, run.checkpoint)
+        run.check_resume(run.state, config.model_type, content_of(data, tokenizer, version_2), (
+            "optim", "max_seq_length", "doc_stride", "n_best_size", "max_answer_length",
+            "null_score_diff_threshold", "metric_for_best_model", "label_smoothing_factor"))
     return run, data, version_2
 
 
@@ -1604,39 +1592,36 @@ def make_answerer(run, rows, windows, tokenizer, config, version_2):
 
 def main(argv=None):
     args = parse_args(argv)
-    say = start_quietly()
     config, tokenizer = load_config_and_tokenizer(args, args.max_seq_length)
     if not tokenizer.is_fast:
         raise InputError(f"--model {args.model}: its tokenizer does not tell where in the text a "
                          "token stands. Expected a fast one, from a tokenizer.json; give one with "
                          "--tokenizer_name.")
     asked = read_asked(args, tokenizer) if args.question is not None else None
-    run, data, version_2 = begin(args, config, tokenizer, say)
+    run, data, version_2 = begin(args, config, tokenizer)
     if args.do_train and version_2:
         config.no_answer_threshold = args.null_score_diff_threshold or 0.0  # in checkpoints
     windows = {split: cut(run, rows, tokenizer) for split, (rows, _) in data.items()}
-    describe_data(data, windows, version_2, args.output_dir, say)
+    describe_data(data, windows, version_2, run.folder, run.say)
     answerers = {}
     for split in [split for split in data if split != "train"]:
         rows, _ = data[split]
         answerers[split] = make_answerer(run, rows, windows[split], tokenizer, config, version_2)
-    run.describe()
+    run.describe(run.device, run.threads, run.precision)
     with explain_out_of_memory(args.max_seq_length):
         accelerator, model, results = train_or_load(run, tokenizer, config, windows.get("train"),
                                                     answerers.get("validation"))
         threshold = choose_threshold(args, model.config, version_2, results)
+        describe_for_card(run, data, windows)
+        if has_tasks(args):
+            plain = accelerator.unwrap_model(model, keep_torch_compile=False)
+            run.leave(plain, tokenizer, results)
         results = answer_at_end(run, model, answerers, threshold, results)
-        scores = {name: value for name, value in results.items()
-                  if name.startswith(("eval_", "predict_"))}
-        accelerator.log(scores, step=results.get("step", 0))
-        if run.rank == 0 and has_tasks(args):
-            plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False,
-                                             keep_torch_compile=False)
-            leave(run, plain, tokenizer, data, windows, results)
-        show_results(results, run.state["note"], args.output_dir, say)
+        if has_tasks(args):
+            run.write_results(results)
+        run.end(accelerator, results, run.state["note"])
         if asked:
             answer_question(run, accelerator, model, tokenizer, asked, version_2, threshold)
-    accelerator.end_training()
 
 
 # ---------------------------------------------------------------- sections that scripts share: plumbing
@@ -2472,13 +2457,13 @@ def checkpoint_fault(folder):
     """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
         expected = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
-        found = hash_folder(folder)
-        wrong = [name for name in expected if found.get(name) != expected[name]]
-        if not expected:
-            raise ValueError("it names no file")
-    except (OSError, ValueError, TypeError) as error:
+        wrong = expected.items() - hash_folder(folder).items()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"manifest.json, or a file beside it, is missing or damaged ({error})"
-    return f"{', '.join(wrong)} is missing, or not what was written" if wrong else None
+    if not expected:
+        return "its manifest.json names no file"
+    names = ", ".join(sorted(dict(wrong)))
+    return f"{names} is missing, or not what was written" if wrong else None
 
 
 def step_of(folder):
@@ -2503,22 +2488,21 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
         limit: how many checkpoints stay, at least 1.
         keep: name of one that stays whatever its age, such as the best, and counts; None for none.
     """
-    folder = Path(output_dir, f"checkpoint-{step}")
-    aside = Path(output_dir, f"tmp-checkpoint-{step}")
+    folder = output_dir / f"checkpoint-{step}"
+    aside = output_dir / f"tmp-checkpoint-{step}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write(aside)
-    Path(aside, "manifest.json").write_text(json.dumps(hash_folder(aside), indent=1),
-                                            encoding="utf-8")
+    manifest = json.dumps(hash_folder(aside), indent=1)
+    (aside / "manifest.json").write_text(manifest, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one of this name, which is in the way
     os.replace(aside, folder)
     ours = [path for path in list_checkpoints(output_dir) if (path / "manifest.json").exists()]
-    for path in [*ours]:  # oldest first
-        if path.name not in (keep, folder.name) and len(ours) > limit:
-            aside = path.with_name(f"tmp-{path.name}")  # so that a kill leaves no half of it
-            os.replace(path, aside)
-            shutil.rmtree(aside)
-            ours.remove(path)
+    old = [path for path in ours if path.name not in (keep, folder.name)]
+    for path in old[: max(0, len(ours) - limit)]:  # the oldest come first
+        aside = path.with_name(f"tmp-{path.name}")  # so that a kill leaves no half of it
+        os.replace(path, aside)
+        shutil.rmtree(aside)
 
 
 # ==== utils/output.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -2542,30 +2526,25 @@ def open_output(output_dir, training, resume, overwrite, say):
     Raises:
         InputError: the folder is in use or cannot be written, or the checkpoint is not whole.
     """
-    state = {"step": 0, "totals": None, "logged": None, "initial": {}, "latest": {}, "best": {},
-             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex(),
-             "scheduler": {}, "scaler": None}
+    state = {"step": 0, "totals": 0, "logged": 0, "initial": {}, "latest": {}, "best": {},
+             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex()}
     if output_dir is None:
         return None, state
-    if not output_dir:  # as of a variable of the shell that is not set
-        raise InputError("--output_dir is empty; name a folder")
-    output_dir, checkpoint = Path(output_dir), None
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
+    with blame(f"--output_dir {output_dir}: cannot be written, or is a file", "Name another "
+               "folder."):
+        os.makedirs(output_dir, exist_ok=True)
         tempfile.TemporaryFile(dir=output_dir).close()
-    except OSError as error:
-        raise InputError(f"--output_dir {output_dir}: cannot be written, or is a file: "
-                         f"{error.strerror}. Name another folder.") from None
+    output_dir, checkpoint = Path(output_dir), None
     folders = list_checkpoints(output_dir)
     for folder in reversed(folders) if resume == "latest" else [Path(resume)] if resume else ():
         fault = checkpoint_fault(folder)
         if fault is None:
             checkpoint = folder
             break
+        if resume != "latest":
+            raise InputError(f"--resume_from_checkpoint {resume}: not a whole checkpoint: {fault}. "
+                             "Give another, or latest.")
         say(f"Warning     {folder} is passed over: {fault}")
-    if resume and not checkpoint and resume != "latest":
-        raise InputError(f"--resume_from_checkpoint {resume}: not a whole checkpoint: {fault}. "
-                         "Give another, or latest.")
     if resume and not checkpoint:
         say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
         folders = []  # those that are damaged may be replaced
@@ -2582,24 +2561,16 @@ def open_output(output_dir, training, resume, overwrite, say):
     return checkpoint, state
 
 
-def check_resume(made_with, processes, state, checkpoint):
-    """Hold a checkpoint against the run that goes on from it, or note what it is made with.
-
-    Args:
-        made_with: dict of name to value of all that a resume would silently ignore or mix if it
-            changed.
-    """
-    for name, value in made_with.items() if checkpoint else ():
-        before = state["made_with"].get(name)
-        if before != value:
-            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on "
-                             "with the text, settings and global batch (processes x "
-                             "--per_device_train_batch_size x --gradient_accumulation_steps, now "
-                             f"with {processes.num_processes} processes) that it began with.")
-    state["made_with"] = made_with
-    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
-        raise InputError("the processes found different checkpoints. Expected a folder that all "
-                         "machines see; put --output_dir on a shared disk.")
+def clear_output(output_dir, step, overwrite):
+    """Clear the folder of later checkpoints, halves, and the log from this update on."""
+    folders = [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model"]  # a kill leaves halves
+    if overwrite or step:
+        folders += [path for path in list_checkpoints(output_dir) if step_of(path) > step]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ("model.safetensors", "all_results.json") if overwrite else ():
+        (output_dir / name).unlink(missing_ok=True)
+    cut_log(output_dir / "log.jsonl", step or -1)
 
 
 def cut_log(path, step):
@@ -2612,19 +2583,6 @@ def cut_log(path, step):
             kept.append(line)
     with written_aside(path) as aside:
         aside.write_text("".join(kept), encoding="utf-8")
-
-
-def clear_output(output_dir, step, overwrite):
-    """Clear the folder of later checkpoints, halves, and the log from this update on."""
-    output_dir = Path(output_dir)
-    later = [folder for folder in list_checkpoints(output_dir) if step_of(folder) > step
-             and (overwrite or step)]
-    # A killed run leaves halves.
-    for folder in [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model", *later]:
-        shutil.rmtree(folder, ignore_errors=True)
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
-    cut_log(output_dir / "log.jsonl", step or -1)
 
 
 # ==== utils/signals.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -2695,128 +2653,219 @@ def end_stopped_run(accelerator, number, step, say):
     sys.exit(128 + number)
 
 
-# ==== utils/results.py, whole (to change it, change it there; `make fix` copies it) ====
-# What a run leaves behind: model and tokenizer, results, a model card, and what trackers and the
+# ==== utils/runs.py, whole (to change it, change it there; `make fix` copies it) ====
+# A run: its processes, its folder, and what it leaves behind.
 
+# Flags of all tasks that a resume may not change.
+FIXED = ("seed", "learning_rate", "weight_decay", "max_grad_norm", "lr_scheduler_type",
+         "warmup_steps", "config_overrides")
 OURS = "<!-- Written by the run that trained this model. -->"
 
 
-def start_trackers(accelerator, project, settings, run_id, step):
-    """Start the trackers of --report_to; where a run is resumed, go on with its own.
+class Run(Processes):
+    """A run: its processes, its flags, its folder, and what it leaves behind.
 
     Args:
-        settings: dict of all flags.
-        run_id: the same after a resume.
-        step: updates done.
+        task: what the script does, in a word: "mlm".
+        args: Namespace of the flags.
+        settings: dict of the flags that trackers and the model card show.
+        processes: num_processes, rank and local_rank, as of Processes.
+
+    Attributes:
+        is_main: whether this is the first process.
+        folder: where the run leaves what it makes, from `open` on.
+        checkpoint: folder of the one that it goes on from, or None.
+        card: what the model card says: `task`, what was done with the model, in words; `tag`, the
+            Hub's name of the task, or None; `data`, dict of split to what it is, in words;
+            `tables`, Markdown to stand below the scores.
     """
-    name, folder = settings["run_name"], settings["output_dir"]
-    shown = {flag: value if isinstance(value, int | float) else f"{value}" for flag, value
-             in settings.items()}
-    accelerator.project_configuration.logging_dir = f"{folder}/runs"
-    with blame(f"--report_to {' '.join(settings['report_to'])}: cannot start", "For wandb, 'wandb "
-               "login' or WANDB_MODE=offline."):
-        # Hides what stood there from here on.
-        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", project), shown,
-                                  {"wandb": {"name": name, "id": run_id, "resume": "allow",
-                                             "dir": folder},
-                                   "trackio": {"name": name, "resume": "allow" if step
-                                               else "never"},
-                                   "tensorboard": {"purge_step": step + (step > 0)}})
 
+    def __init__(self, task, args, settings, *processes):
+        super().__init__(*processes)
+        self.task, self.args, self.settings = task, args, settings
+        self.is_main, self.repository = self.rank == 0, None
+        self.card = {"tag": None, "data": {}, "tables": ""}
 
-def claim_repository(hub_model_id, output_dir):
-    """Make the repository that the model is to be pushed to: its full name.
+    def say(self, *lines):
+        """Print lines, on the first process alone."""
+        if self.is_main:
+            print(*lines, sep="\n", flush=True)
 
-    Before the training, in case it fails.
-    """
-    with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
-               "--hub_model_id NAME/MODEL."):
-        return huggingface_hub.create_repo(hub_model_id or Path(output_dir).resolve().name,
-                                           exist_ok=True).repo_id
+    def open(self, writes):
+        """Open the folder: the state as of open_output. writes: the run leaves something there.
 
+        A run that does not train leaves what is there, and gets a folder of its own in it.
+        """
+        args = self.args
+        self.folder = Path(args.output_dir)
+        resume = args.resume_from_checkpoint if args.do_train else None
+        self.checkpoint, state = open_output(args.output_dir if writes else None, args.do_train,
+                                             resume, args.overwrite_output_dir, self.say)
+        if writes and not args.do_train and (self.folder / "model.safetensors").exists():
+            number = 1
+            while (self.folder / f"eval-{number}").exists():
+                number += 1
+            number = self.sum(number * self.is_main)[0]  # the same on all processes
+            self.folder /= f"eval-{number:.0f}"
+            self.folder.mkdir(exist_ok=True)
+        return state
 
-def upload(output_dir, repository):
-    """Push what the output folder holds, but for checkpoints, to a repository of the Hub."""
-    with blame("--push_to_hub", f"The model is safe in {output_dir}; upload it with: hf upload "
-               f"NAME/MODEL {output_dir}"):
-        print("Uploaded to",
-              huggingface_hub.upload_folder(repo_id=repository, folder_path=output_dir,
-                                            ignore_patterns=["checkpoint-*", "eval-*", "tmp-*",
-                                                             "wandb/*"]))
+    def check_resume(self, state, model_type, data, flags):
+        """Refuse to go on from a checkpoint of other data or settings; else note what they are.
 
+        Args:
+            state: that of the checkpoint, or of a new run.
+            model_type: kind of the model, as "bert".
+            data: dict of split to what tells its data apart.
+            flags: those of the task that may not change.
+        """
+        args = self.args
+        passes = args.gradient_accumulation_steps * self.num_processes
+        made_with = {**data, "task": self.task, "kind of model": model_type,
+                     "global batch": args.per_device_train_batch_size * passes,
+                     **{f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}}
+        for name, value in made_with.items() if self.checkpoint else ():
+            before = state["made_with"].get(name)
+            if before != value:
+                raise InputError(
+                    f"{self.checkpoint}: {name} was {before} and is now {value}. A run goes on with "
+                    "the text, settings and global batch (processes x --per_device_train_batch_size "
+                    f"x --gradient_accumulation_steps, now with {self.num_processes} processes) that "
+                    "it began with.")
+        state["made_with"] = made_with
+        if self.sum(state["step"])[0] != state["step"] * self.num_processes:
+            raise InputError("the processes found different checkpoints. Expected a folder that all "
+                             "machines see; put --output_dir on a shared disk.")
 
-def save_model(output_dir, model, tokenizer):
-    """Leave model and tokenizer in the output folder, none of their files by half."""
-    aside = Path(output_dir, "tmp-model")
-    with blame(f"--output_dir {output_dir}: the model cannot be saved", "The last checkpoint is "
-               "whole."):
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in aside.iterdir():
-        path.chmod(0o666 & ~umask)  # safetensors lets the owner alone read its files
-        os.replace(path, Path(output_dir, path.name))
-    aside.rmdir()
+    def describe(self, device, threads, precision):
+        """Say what the run computes on."""
+        self.say(f"Running on  {device.type}, {self.num_processes} process"
+                 f"{'es' * (self.num_processes > 1)}, {threads} CPU threads each, "
+                 f"{precision.replace('no', 'float32')}")
 
+    def start_trackers(self, accelerator, run_id, step):
+        """Start what is told of the run: the trackers of --report_to, the repository on the Hub.
 
-def write_results(output_dir, results, same_model):
-    """Write all_results.json, beside what stands there already if that is of the same model."""
-    path = Path(output_dir, "all_results.json")
-    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() and same_model else {}
-    write_json(path, older | results)
+        Args:
+            accelerator: of accelerate, that logs to the trackers.
+            run_id: the same after a resume, which goes on with its own.
+            step: updates done.
+        """
+        args, folder = self.args, str(self.folder)
+        shown = {flag: value if isinstance(value, int | float) else f"{value}"
+                 for flag, value in self.settings.items()}
+        accelerator.project_configuration.logging_dir = f"{folder}/runs"
+        with blame(f"--report_to {' '.join(args.report_to)}: cannot start", "For wandb, 'wandb "
+                   "login' or WANDB_MODE=offline."):
+            accelerator.init_trackers(os.environ.get("WANDB_PROJECT", self.task), shown, {
+                "wandb": {"name": args.run_name, "id": run_id, "resume": "allow", "dir": folder},
+                "trackio": {"name": args.run_name, "resume": "allow" if step else "never"},
+                "tensorboard": {"purge_step": step + (step > 0)},  # hides what stood there from here
+            })
+        if args.push_to_hub and self.is_main:  # before the training, in case it fails
+            with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
+                       "--hub_model_id NAME/MODEL."):
+                name = args.hub_model_id or self.folder.resolve().name
+                self.repository = huggingface_hub.create_repo(name, exist_ok=True).repo_id
+
+    def leave(self, model, tokenizer, results):
+        """Save a model that was trained, and the results: before anything else can fail.
+
+        Args:
+            model: not wrapped.
+            results: dict of the scores.
+        """
+        if self.args.do_train and self.is_main:
+            aside = self.folder / "tmp-model"
+            with blame(f"--output_dir {self.folder}: the model cannot be saved", "The last "
+                       "checkpoint is whole."):
+                model.save_pretrained(aside)
+                tokenizer.save_pretrained(aside)
+            for path in aside.iterdir():
+                shutil.copymode(aside / "config.json", path)  # safetensors lets the owner alone read
+                os.replace(path, self.folder / path.name)
+            aside.rmdir()
+        self.write_results(results)
+
+    def write_results(self, results):
+        """Write all_results.json, and after a training the model card; again with what comes later.
+
+        A run that was resumed adds to the results that it finds.
+        """
+        if not (self.is_main and results):
+            return
+        path, older = self.folder / "all_results.json", {}
+        if self.checkpoint and path.exists():
+            older = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, older | results)
+        if self.args.do_train:
+            card = self.folder / "README.md"
+            if card.exists() and OURS not in card.read_text(encoding="utf-8", errors="replace"):
+                card = self.folder / "MODEL_CARD.md"  # beside one of the user's
+            card.write_text(self.make_card(results), encoding="utf-8")
+
+    def make_card(self, results):
+        """Make the model card: what the model was made of, and its scores."""
+        base, card = self.args.model, self.card
+        head = huggingface_hub.ModelCardData(library_name="transformers", pipeline_tag=card["tag"],
+                                             base_model=None if os.path.exists(base) else base)
+        data = "\n".join(f"- {split}: {html.escape(words)}" for split, words in card["data"].items())
+        scores = "\n".join(f"| {' | '.join(row)} |" for row in score_rows(results))
+        settings = {flag: value for flag, value in self.settings.items()
+                    if str(value) not in ("None", "False", "[]")}
+        return f"""---
+{head.to_yaml()}
+---
+
+{OURS}
+
+# {self.folder.resolve().name}
+
+{Path(base).name}, {card['task']}.
+
+{data}
+
+| score | before | after |
+| --- | ---: | ---: |
+{scores}
+
+Losses are in nats, a mean over what is predicted.
+
+{card['tables']}
+```yaml
+{yaml.safe_dump(settings, allow_unicode=True)}```
+"""
+
+    def end(self, accelerator, results, note):
+        """Show the results, and tell trackers and the Hub, which may fail.
+
+        Args:
+            note: what of the model started at random.
+        """
+        rows = score_rows(results)
+        if rows:
+            for name, before, after in [("", "before", "after"), *rows]:
+                self.say(f"{name:<36}{before:>16}{after:>16}")
+            self.say(f"Before: {note}" if self.args.do_train else "",
+                     f"Results are in {self.folder / 'all_results.json'}")
+        accelerator.log({name: results[name] for name, *_ in rows}, step=results.get("step", 0))
+        accelerator.end_training()
+        if self.repository:
+            with blame("--push_to_hub", f"The model is safe in {self.folder}; upload it with: hf "
+                       f"upload NAME/MODEL {self.folder}"):
+                apart = ["checkpoint-*", "eval-*", "tmp-*", "wandb/*"]
+                print("Uploaded to", huggingface_hub.upload_folder(
+                    repo_id=self.repository, folder_path=self.folder, ignore_patterns=apart))
 
 
 def score_rows(results):
     """List (name, before, after) of the scores, as text."""
-    scores = {name: [results.get(f"initial_{name}", "-"), value] for name, value in results.items()
-              if name.startswith(("eval_", "perplexity", "predict_"))}
-    return [(name, *(f"{value:,.4f}" if isinstance(value, float) else f"{value}" for value
-                     in values)) for name, values in scores.items()]
-
-
-def write_model_card(output_dir, base, task, *, tag, data, results, settings, tables=()):
-    """Write README.md: what the model was made of, and its scores.
-
-    MODEL_CARD.md beside a README.md of the user's.
-
-    Args:
-        base: Hub name or folder of the model it began with.
-        task: what was done with it, and what of it started at random, in words.
-        tag: the Hub's name of the task, or None.
-        data: dict of split to what it is, in words.
-        settings: dict of all flags.
-        tables: more lines to stand below the scores.
-    """
-    path = Path(output_dir, "README.md")
-    if path.exists() and OURS not in path.read_text(encoding="utf-8", errors="replace"):
-        path = path.with_name("MODEL_CARD.md")
-    head = huggingface_hub.ModelCardData(library_name="transformers", pipeline_tag=tag,
-                                         base_model=None if os.path.exists(base) else base)
-    rows = [("score", "before", "after"), ("---", "---:", "---:"), *score_rows(results)]
-    chosen = {flag: value for flag, value in sorted(settings.items()) if value not in (None, [])
-              and value is not False}
-    lines = ["---", head.to_yaml(), "---", "", OURS, "", f"# {Path(output_dir).resolve().name}", "",
-             f"{Path(base).name}, {task}.", ""]
-    lines += [f"- {split}: {html.escape(words)}" for split, words in data.items()]
-    lines += ["", *(f"| {' | '.join(row)} |" for row in rows), "", "Losses are in nats, a mean "
-              "over what is predicted.", "", *tables, "```yaml"]
-    lines += [f"{flag}: {json.dumps(value)}" for flag, value in chosen.items()]
-    path.write_text("\n".join([*lines, "```", ""]), encoding="utf-8")
-
-
-def show_results(results, note, output_dir, say):
-    """Print the scores, before the training and after it, and where they are.
-
-    Args:
-        note: what started at random.
-    """
-    if results:
-        for name, before, after in [("", "before", "after"), *score_rows(results)]:
-            say(f"{name:<36}{before:>16}{after:>16}")
-        if any(name.startswith("initial_") for name in results):
-            say(f"Before: {note}")
-        say(f"Results are in {Path(output_dir, 'all_results.json')}")
+    rows = []
+    for name, value in results.items():
+        if name.startswith(("eval_", "perplexity", "predict_")):
+            values = results.get(f"initial_{name}", "-"), value
+            rows.append((name, *(f"{v:,.4f}" if isinstance(v, float) else f"{v}" for v in values)))
+    return rows
 
 
 # ==== utils/trainer.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -3171,19 +3220,7 @@ def run_trainer(trainer, checkpoint, say):
 # ==== utils/fine_tuning.py, whole (to change it, change it there; `make fix` copies it) ====
 # What stands around a model that a Trainer fine-tunes: its run, its head and its dropout.
 
-def start_quietly():
-    """Quieten the libraries, and make a function that prints lines, on the first process alone."""
-    # What they say of heads and lengths, the script says.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.logging.set_verbosity_error()
-    if int(os.environ.get("RANK", 0)) == 0:
-        return partial(print, sep="\n", flush=True)
-    datasets.disable_progress_bars()
-    return lambda *_: None
-
-
-def write_list(output_dir, file, rows, words, say):
+def write_list(folder, file, rows, words, say):
     """Write what is wrong with the data to a file, a row each, and say how much it is.
 
     Args:
@@ -3191,7 +3228,7 @@ def write_list(output_dir, file, rows, words, say):
         words: what they are.
     """
     if int(os.environ.get("RANK", 0)) == 0:
-        path = Path(output_dir, file)
+        path = folder / file
         path.unlink(missing_ok=True)  # that of an earlier run
         if rows:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -3199,67 +3236,51 @@ def write_list(output_dir, file, rows, words, say):
             say(f"  Careful:  {len(rows):,} {words}; they are listed in {path}")
 
 
-class Run(Processes):
-    """A run that fine-tunes a model, or only uses one: its processes, and what it goes on from.
+class TrainerRun(Run):
+    """A run that fine-tunes a model, or only uses one.
 
     Args:
         task: what the script does, in a word: "ner".
         kind: its subclass of TrainingArguments.
         args: Namespace of the flags.
-        has_scores: the model is scored while it is trained.
-        output: (checkpoint, state), as open_output gives them.
-        say: called with lines for the user.
         hidden: names of flags that the model card does not show.
 
     Attributes:
         training: the TrainingArguments.
         device: where tensors go.
-        folder: where a training leaves its checkpoints and its log.
-        checkpoint: folder of the one to go on from, or None.
-        state: what a checkpoint carries besides the weights; "note" says what of the model that the
-            run began with started at random.
-        settings: what the model card shows.
+        state: what a checkpoint carries besides the weights, from `open` on; "note" says what of
+            the model that the run began with started at random.
     """
 
-    def __init__(self, task, kind, args, has_scores, output, say, *, hidden=()):
-        self.task, self.args, self.say = task, args, say
-        self.folder, self.repository = args.output_dir, args.hub_model_id
-        self.checkpoint, self.state = output
-        on_cpu, self.precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
-        training = make_training_arguments(kind, args, on_cpu, self.precision, has_scores)
-        super().__init__(training.world_size, training.process_index, training.local_process_index)
-        self.training, self.device = training, training.device
-        shown = shown_settings(args, kind)
-        shown["load_best_model_at_end"] = training.load_best_model_at_end
-        self.settings = {flag: value for flag, value in shown.items() if flag not in hidden}
-        if args.push_to_hub and args.do_train and self.rank == 0:
-            self.repository = claim_repository(args.hub_model_id, args.output_dir)
-
-    def describe(self):
-        """Say what the run computes on."""
-        several = "es" * (self.num_processes > 1)
-        self.say(f"Running on  {self.device.type}, {self.num_processes} process{several}, "
-                 f"{self.threads} CPU threads each, {self.precision.replace('no', 'float32')}")
+    def __init__(self, task, kind, args, *, hidden=()):
+        transformers.logging.set_verbosity_error()  # what they say of heads and lengths, we say
+        transformers.logging.disable_progress_bar()
+        datasets.logging.set_verbosity_error()
+        self.on_cpu, self.precision, self.threads = choose_device(args.mixed_precision,
+                                                                  args.cpu_threads)
+        self.kind = kind
+        self.training = make_training_arguments(kind, args, self.on_cpu, self.precision, False)
+        settings = {flag: value for flag, value in shown_settings(args, kind).items()
+                    if flag not in hidden}
+        super().__init__(task, args, settings, self.training.world_size,
+                         self.training.process_index, self.training.local_process_index)
+        self.device = self.training.device
+        if not self.is_main:
+            datasets.disable_progress_bars()
 
     def begin(self, model, note):
         """Say what a model is, and quicken its dropout. note: what of it starts at random."""
         name = self.checkpoint or self.args.model
         self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}")
         self.state["note"] = self.state["note"] or note
-        quicken_dropout(model, self.training.use_cpu)
-
-    def start_trackers(self, accelerator):
-        """Start the trackers of the run's own accelerator."""
-        settings = self.settings | {"output_dir": str(self.folder)}
-        start_trackers(accelerator, self.task, settings, self.state["run_id"], self.state["step"])
+        quicken_dropout(model, self.on_cpu)
 
     def use(self, model, note):
         """Make a model ready that is not trained: (accelerator, model). note: as for begin."""
         self.begin(model, note)  # nothing is dropped, but it computes as in a training
-        accelerator = Accelerator(cpu=self.training.use_cpu,
-                                  mixed_precision=self.training.mixed_precision,
+        accelerator = Accelerator(cpu=self.on_cpu, mixed_precision=self.training.mixed_precision,
                                   log_with=self.args.report_to or None, project_dir=self.folder)
-        self.start_trackers(accelerator)
+        self.start_trackers(accelerator, self.state["run_id"], self.state["step"])
         return accelerator, accelerator.prepare_model(model, evaluation_mode=True)
 
     def fit(self, model, note, tokenizer, lengths, *, score, **how):
@@ -3275,9 +3296,11 @@ class Run(Processes):
             how: collator and compute_loss_func, as for an ExactTrainer.
         """
         self.begin(model, note)
-        args, training = self.args, copy.copy(self.training)
+        args, has_scores = self.args, score is not None
+        training = make_training_arguments(self.kind, args, self.on_cpu, self.precision, has_scores)
+        self.settings["load_best_model_at_end"] = training.load_best_model_at_end
         training.output_dir = str(self.folder)
-        training.eval_on_start = score is not None and self.checkpoint is None
+        training.eval_on_start = has_scores and self.checkpoint is None
         if training.activation_checkpointing:
             checkpoint_gradients(model)
         sampler = SimilarLengthSampler(lengths, args.per_device_train_batch_size,
@@ -3293,41 +3316,20 @@ class Run(Processes):
                  f"{sampler.global_batch} windows each (processes {self.num_processes} x batch "
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); "
                  f"{sampler.padding():.1%} of the tokens are padding")
-        if self.rank == 0:
+        if self.is_main:
             clear_output(self.folder, self.state["step"], args.overwrite_output_dir)
-        self.start_trackers(trainer.accelerator)
+        self.start_trackers(trainer.accelerator, self.state["run_id"], self.state["step"])
         results = run_trainer(trainer, self.checkpoint, self.say)
         if trainer.stopped:
             number, step = trainer.stop_signal.number, trainer.state.global_step
             end_stopped_run(trainer.accelerator, number, step, self.say)
         return trainer, results
 
-    def leave(self, model, tokenizer, results, *, task, tag, data, tables=()):
-        """Leave behind what the run has made: results, and of a training the model and its card.
 
-        Args:
-            model: not wrapped.
-            task, tag, data, tables: as for write_model_card.
-        """
-        args = self.args
-        if args.do_train:
-            save_model(args.output_dir, model, tokenizer)
-            write_model_card(args.output_dir, args.model, task, tag=tag, data=data, results=results,
-                             settings=self.settings, tables=tables)
-        elif any(name.startswith("eval_") for name in results):
-            forget_initial_scores(Path(args.output_dir, "all_results.json"))
-        is_same = Path(args.model).resolve() == Path(args.output_dir).resolve()
-        write_results(args.output_dir, results, is_same or args.resume_from_checkpoint)
-        if args.push_to_hub:
-            upload(args.output_dir, self.repository)
-
-
-def forget_initial_scores(path):
-    """Take scores of before a training out of a file of results: newer may be of other data."""
-    if path.exists():
-        results = json.loads(path.read_text(encoding="utf-8"))
-        kept = {name: value for name, value in results.items() if not name.startswith("initial_")}
-        write_json(path, kept)
+def vocabulary_of(tokenizer):
+    """Tell a vocabulary apart from others, in words."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return f"{len(tokenizer):,} tokens ({hashlib.sha256(words.encode()).hexdigest()[:12]})"
 
 
 def add_up(processes, *arrays):

@@ -22,13 +22,13 @@ def checkpoint_fault(folder):
     """Say in words why a checkpoint does not agree with its manifest.json; None if it does."""
     try:
         expected = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
-        found = hash_folder(folder)
-        wrong = [name for name in expected if found.get(name) != expected[name]]
-        if not expected:
-            raise ValueError("it names no file")
-    except (OSError, ValueError, TypeError) as error:
+        wrong = expected.items() - hash_folder(folder).items()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"manifest.json, or a file beside it, is missing or damaged ({error})"
-    return f"{', '.join(wrong)} is missing, or not what was written" if wrong else None
+    if not expected:
+        return "its manifest.json names no file"
+    names = ", ".join(sorted(dict(wrong)))
+    return f"{names} is missing, or not what was written" if wrong else None
 
 
 def step_of(folder):
@@ -53,19 +53,18 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
         limit: how many checkpoints stay, at least 1.
         keep: name of one that stays whatever its age, such as the best, and counts; None for none.
     """
-    folder = Path(output_dir, f"checkpoint-{step}")
-    aside = Path(output_dir, f"tmp-checkpoint-{step}")
+    folder = output_dir / f"checkpoint-{step}"
+    aside = output_dir / f"tmp-checkpoint-{step}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write(aside)
-    Path(aside, "manifest.json").write_text(json.dumps(hash_folder(aside), indent=1),
-                                            encoding="utf-8")
+    manifest = json.dumps(hash_folder(aside), indent=1)
+    (aside / "manifest.json").write_text(manifest, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one of this name, which is in the way
     os.replace(aside, folder)
     ours = [path for path in list_checkpoints(output_dir) if (path / "manifest.json").exists()]
-    for path in [*ours]:  # oldest first
-        if path.name not in (keep, folder.name) and len(ours) > limit:
-            aside = path.with_name(f"tmp-{path.name}")  # so that a kill leaves no half of it
-            os.replace(path, aside)
-            shutil.rmtree(aside)
-            ours.remove(path)
+    old = [path for path in ours if path.name not in (keep, folder.name)]
+    for path in old[: max(0, len(ours) - limit)]:  # the oldest come first
+        aside = path.with_name(f"tmp-{path.name}")  # so that a kill leaves no half of it
+        os.replace(path, aside)
+        shutil.rmtree(aside)

@@ -1,10 +1,9 @@
-"""What stands around the updates of a loop: processes, log, scores, checkpoints, what is left."""
+"""What stands around the updates of a loop: log, scores and checkpoints."""
 
 import json
 import math
 import time
 from itertools import islice
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,24 +15,12 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from utils.checkpoints import save_checkpoint
-from utils.devices import Processes, choose_device
+from utils.devices import choose_device
 from utils.errors import blame
 from utils.models import checkpoint_gradients, hub_settings, load_model
-from utils.output import check_resume, clear_output, open_output
-from utils.results import (
-    claim_repository,
-    save_model,
-    show_results,
-    start_trackers,
-    upload,
-    write_model_card,
-    write_results,
-)
+from utils.output import clear_output
+from utils.runs import Run
 from utils.signals import StopSignal, end_stopped_run
-
-# Flags of all tasks that a resume may not change.
-FIXED = ("seed", "learning_rate", "weight_decay", "max_grad_norm", "lr_scheduler_type",
-         "warmup_steps", "config_overrides")
 
 
 def build_optimizer(model, learning_rate, weight_decay):
@@ -50,59 +37,39 @@ def as_predictions(scores):
     return {f"predict_{name.removeprefix('eval_')}": value for name, value in scores.items()}
 
 
-class Run(Processes):
-    """A run of a loop: its processes, its folder, its state, and what is due around its updates.
+class LoopRun(Run):
+    """A run of a loop: its model and its state, and what is due around its updates.
 
     Args:
-        args: Namespace of the flags.
         task: what the script does, in a word: "mlm".
+        args: Namespace of the flags.
         writes: whether the run leaves something behind.
         unused_weights: whether the model leaves some of its weights without a gradient.
 
     Attributes:
         accelerator: of accelerate.
         device: where tensors go.
-        is_main: whether this is the first process.
-        folder: where the run leaves what it makes.
-        checkpoint: folder of the one it goes on from, or None.
         stop_signal: a StopSignal.
         max_steps: updates to make, from `begin` on.
         step, and what else open_output names: what a checkpoint carries besides the weights.
     """
 
-    def __init__(self, args, task, writes=True, unused_weights=False):
-        self.args, self.task, self.stop_signal = args, task, StopSignal()
-        self.repository = None  # on the Hub, where this process is to push to one
-        self.card = {"data": {}}  # task, tag and data, as of write_model_card
+    def __init__(self, task, args, writes=True, unused_weights=False):
         transformers.logging.set_verbosity_error()  # the lines below say it of heads and lengths
         transformers.logging.disable_progress_bar()
         on_cpu, precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
         find_unused = DistributedDataParallelKwargs(find_unused_parameters=unused_weights)
-        self.accelerator = accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision,
-                                                     log_with=args.report_to or None,
-                                                     project_dir=args.output_dir,
-                                                     kwargs_handlers=[find_unused])
-        super().__init__(accelerator.num_processes, accelerator.process_index,
-                         accelerator.local_process_index)
-        self.device, self.is_main = accelerator.device, accelerator.is_main_process
+        self.accelerator = accelerator = Accelerator(
+            cpu=on_cpu, mixed_precision=precision, log_with=args.report_to or None,
+            project_dir=args.output_dir, kwargs_handlers=[find_unused])
+        super().__init__(task, args, vars(args), accelerator.num_processes,
+                         accelerator.process_index, accelerator.local_process_index)
+        self.device, self.stop_signal = accelerator.device, StopSignal()
         if not self.is_main:
             datasets.disable_progress_bars()
-        self.folder, where = Path(args.output_dir), args.output_dir if writes else None
-        self.checkpoint, state = open_output(where, args.do_train, args.resume_from_checkpoint,
-                                             args.overwrite_output_dir, self.say)
-        if writes and not args.do_train and (self.folder / "model.safetensors").exists():
-            numbers = [path.name.removeprefix("eval-") for path in self.folder.glob("eval-*")]
-            number = max([0, *map(int, filter(str.isdecimal, numbers))]) + 1
-            number = self.sum(number * self.is_main)[0]  # the same on all processes
-            self.folder /= f"eval-{number:.0f}"
-            self.folder.mkdir(exist_ok=True)
+        state = self.open(writes)
         self.state_names = [*state]
-        vars(self).update(state)
-
-    def say(self, *lines):
-        """Print lines, on the first process alone."""
-        if self.is_main:
-            print(*lines, sep="\n", flush=True)
+        vars(self).update(state)  # each as an attribute of its own: `write` saves them by name
 
     def load_model(self, kind, config, vocab_size, head):
         """Load --model, or the checkpoint that the run goes on from. Arguments as of load_model."""
@@ -112,29 +79,14 @@ class Run(Processes):
                                  from_scratch=args.from_scratch and not self.checkpoint,
                                  **hub_settings(args))
         self.note = self.note or note  # of the model that the run began with
-        precision = self.accelerator.mixed_precision.replace("no", "float32")
-        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}", "Running on  "
-                 f"{self.device.type}, {self.num_processes} "
-                 f"process{'es' * (self.num_processes > 1)}, {self.threads} CPU threads each, "
-                 f"{precision}")
+        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}")
+        self.describe(self.device, self.threads, self.accelerator.mixed_precision)
         return model
 
-    def check_resume(self, data, model_type, *flags):
-        """Refuse to go on from a checkpoint of other data or settings.
-
-        Args:
-            data: dict of split to what tells its data apart.
-            model_type: kind of the model, as "bert".
-            flags: those of the task that may not change.
-        """
-        args = self.args
-        passes = args.gradient_accumulation_steps * self.num_processes
-        made_with = {**data, "task": self.task, "kind of model": model_type,
-                     "global batch": args.per_device_train_batch_size * passes}
-        made_with |= {f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}
-        check_resume(made_with, self, vars(self), self.checkpoint)
-
-    # ---- the training
+    def only_use(self, model):
+        """Make a model ready that is not trained, as it computes in a training."""
+        self.start_trackers(self.accelerator, self.run_id, self.step)
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def begin(self, model, tokenizer, sampler, score, weights):
         """Make ready for the first update, and clear the folder of what the run replaces.
@@ -161,15 +113,18 @@ class Run(Processes):
         model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.model = self.accelerator.unwrap_model(model, keep_torch_compile=True)
         if self.checkpoint:
-            self.load_training_state()
+            path, scaler = self.checkpoint / "optimizer.pt", self.accelerator.scaler
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.schedule.last_epoch = self.step  # rates are a function of the update
+            if scaler and saved["scaler"]:
+                scaler.load_state_dict(saved["scaler"])
         self.say(f"Updates     {self.max_steps:,}, {sampler.updates_in(0):,} an epoch, with "
                  f"{sampler.global_batch} examples each (processes {self.num_processes} x batch "
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); going on "
                  f"from {self.checkpoint or 'the start'}")
         scores = score(self.model) if score and not self.checkpoint else {}
-        if args.push_to_hub and self.is_main:
-            self.repository = claim_repository(args.hub_model_id, self.folder)
-        self.start_trackers()
+        self.start_trackers(self.accelerator, self.run_id, self.step)
         if self.is_main:  # only now that nothing is left to go wrong
             clear_output(self.folder, self.step, args.overwrite_output_dir)
         self.bar = tqdm(total=self.max_steps, initial=self.step, desc="Training",
@@ -179,20 +134,6 @@ class Run(Processes):
             self.log(self.initial)
         self.first_step, self.begun = self.step, time.perf_counter()
         return model
-
-    def load_training_state(self):
-        """Take up optimizer, schedule and scaler of the checkpoint."""
-        path, scaler = self.checkpoint / "optimizer.pt", self.accelerator.scaler
-        self.optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        groups = len(self.optimizer.param_groups)
-        self.schedule.load_state_dict(self.scheduler | {"lr_lambdas": [None] * groups})
-        if scaler and self.scaler:
-            scaler.load_state_dict(self.scaler)
-
-    def start_trackers(self):
-        """Start the trackers of --report_to."""
-        settings = vars(self.args) | {"output_dir": str(self.folder)}
-        start_trackers(self.accelerator, self.task, settings, self.run_id, self.step)
 
     def updates(self, number):
         """Turn what a flag counts into updates: below 1 it is a share of all of them."""
@@ -213,7 +154,7 @@ class Run(Processes):
 
         Args:
             losses: sums of this process, nats, on the device; (kinds,).
-            counts: of what the losses are of, of this process; a list of as many.
+            counts: of what the losses are of, of all processes; a list of as many.
             norm: of the gradient, before it was clipped; a scalar on the device.
             stop: whether any process noted a signal.
 
@@ -222,35 +163,35 @@ class Run(Processes):
         """
         args, self.step = self.args, self.step + 1
         is_last = self.step == self.max_steps
-        self.pending.append((losses, counts))
+        self.pending.append(losses)
+        self.totals = np.add(self.totals, [[0] * len(counts), counts]).tolist()
         self.bar.update()
         if self.is_due("steps", args.logging_steps) or is_last:
             self.settle()
-            means = self.means(np.subtract(self.totals, self.logged or 0))
+            means = self.means(np.subtract(self.totals, self.logged))
             self.logged = self.totals
             rate = self.schedule.get_last_lr()[0]
             self.log({**means, "learning_rate": rate, "grad_norm": norm.item()})
+        since = time.perf_counter()
         saves = self.is_due(args.save_strategy, args.save_steps)
         scores = self.is_due(args.eval_strategy, args.eval_steps) or is_last
         if self.score and (scores or (saves and args.load_best_model_at_end)):
             self.evaluate()
         if saves or (stop and not is_last):
             self.save()
+        self.begun += time.perf_counter() - since  # neither is training
         return not (stop or is_last)
 
     def settle(self):
         """Read the losses that are still on the device, and add them up over all processes."""
         if self.pending:
-            losses, counts = zip(*self.pending, strict=True)
-            losses = torch.stack(losses).cpu().double().sum(dim=0).tolist()
-            totals = self.sum(*losses, *np.sum(counts, axis=0))
-            self.totals = np.add(self.totals or 0, totals).tolist()
+            losses = torch.stack(self.pending).cpu().double().sum(dim=0)  # (kinds,)
+            self.totals[0] = np.add(self.totals[0], self.sum(*losses)).tolist()
             self.pending = []
 
     def means(self, totals):
         """Turn sums of losses and their counts into means, and `loss`, their weighted sum."""
-        sums, counts = np.split(np.array(totals), 2)
-        means = (sums / np.maximum(counts, 1)).tolist()
+        means = np.divide(totals[0], np.maximum(totals[1], 1)).tolist()  # (kinds,)
         loss = float(np.dot(means, [*self.weights.values()]))
         return {"loss": loss, **dict(zip(self.weights, means, strict=True))}
 
@@ -265,16 +206,14 @@ class Run(Processes):
         self.accelerator.log(values, step=self.step)
 
     def evaluate(self):
-        self.settle()  # what the device still computes counts as training
-        since, scores = time.perf_counter(), self.score(self.model)
+        scores = self.score(self.model)
         self.latest = {**scores, "step": self.step}
         self.log(scores)
-        self.begun += time.perf_counter() - since
 
     def save(self):
         """Save a checkpoint; note the best of those that are saved, so that it can be loaded."""
         self.settle()
-        since, args, keep = time.perf_counter(), self.args, None
+        args, keep = self.args, None
         if args.load_best_model_at_end and self.latest.get("step") == self.step:
             both = [self.best or self.latest, self.latest]
             self.best = min(both, key=lambda scores: scores["eval_loss"])
@@ -283,22 +222,28 @@ class Run(Processes):
         if self.is_main:
             save_checkpoint(self.folder, self.step, self.write, args.save_total_limit, keep)
         self.sum(0)  # the others wait: none trains on if this one fails
-        self.begun += time.perf_counter() - since
 
     def write(self, folder):
         """Write the files of a checkpoint into a folder."""
-        self.scheduler = self.schedule.state_dict()
-        self.scheduler.pop("lr_lambdas", None)
-        if self.accelerator.scaler:
-            self.scaler = self.accelerator.scaler.state_dict()
+        scaler = self.accelerator.scaler
+        training = {"optimizer": self.optimizer.state_dict(),
+                    "scaler": scaler.state_dict() if scaler else None}
         state = {name: vars(self)[name] for name in self.state_names}
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with blame(f"{folder} cannot be written", "A whole checkpoint, if there was one, is still "
                    "there."):
-            model.save_pretrained(folder)
+            self.unwrapped().save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+            torch.save(training, folder / "optimizer.pt")
             (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+    def unwrapped(self):
+        """Give the model as it is saved."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def in_float32(self, model):
+        """Take a model out of its wrappers: what is shown is computed in float32."""
+        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False,
+                                             keep_torch_compile=False)
 
     def finish(self):
         """End the run where a signal has stopped it; else load the best model, if asked for.
@@ -310,49 +255,18 @@ class Run(Processes):
         self.bar.close()
         if self.step < self.max_steps:
             end_stopped_run(self.accelerator, self.stop_signal.number, self.step, self.say)
-        results = {"epoch": sampler.epochs_until(self.step), **self.initial}
-        results |= {f"train_{name}": value for name, value in self.means(self.totals).items()}
-        seen = sampler.examples_until(self.step) - sampler.examples_until(self.first_step)
-        if seen:  # otherwise it was a finished run that was resumed, and these are known already
-            results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
         if self.score and self.latest.get("step") != self.step:  # it was killed before this
             self.evaluate()
         if self.best and self.best["eval_loss"] < self.latest["eval_loss"]:
             name = f"checkpoint-{self.best['step']}"
             self.say(f"Best        the model of {name} is kept")
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            model = self.unwrapped()
             best = type(model).from_pretrained(self.folder / name, dtype=torch.float32)
             model.load_state_dict(best.state_dict())
             self.latest = self.best
+        results = {"epoch": sampler.epochs_until(self.step), **self.initial}
+        results |= {f"train_{name}": value for name, value in self.means(self.totals).items()}
+        seen = sampler.examples_until(self.step) - sampler.examples_until(self.first_step)
+        if seen:  # otherwise it was a finished run that was resumed, and these are known already
+            results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
         return {**results, **self.latest, "step": self.step}
-
-    # ---- what it leaves behind
-
-    def save_model(self, model, tokenizer):
-        """Save a model that was trained: before anything else can fail."""
-        if self.args.do_train and self.is_main:
-            save_model(self.folder, model, tokenizer)
-
-    def leave(self, results):
-        """Write the results, and after a training the model card."""
-        if self.is_main and results:
-            write_results(self.folder, results, self.checkpoint)
-            if self.args.do_train:
-                card = self.card
-                write_model_card(self.folder, self.args.model, f"{card['task']}; {self.note}",
-                                 tag=card["tag"], data=card["data"], results=results,
-                                 settings=vars(self.args))
-
-    def in_float32(self, model):
-        """Take a model out of its wrappers: what is shown is computed in float32."""
-        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False,
-                                             keep_torch_compile=False)
-
-    def end(self, results):
-        """Show the results, and tell trackers and the Hub, which may fail."""
-        show_results(results, self.note, self.folder, self.say)
-        scores = {name: value for name, value in results.items() if name not in ("step", "epoch")}
-        self.accelerator.log(scores, step=self.step)
-        self.accelerator.end_training()
-        if self.repository:
-            upload(self.folder, self.repository)

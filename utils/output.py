@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from utils.checkpoints import checkpoint_fault, list_checkpoints, step_of
-from utils.errors import InputError
+from utils.errors import InputError, blame
 from utils.writing import written_aside
 
 
@@ -30,30 +30,25 @@ def open_output(output_dir, training, resume, overwrite, say):
     Raises:
         InputError: the folder is in use or cannot be written, or the checkpoint is not whole.
     """
-    state = {"step": 0, "totals": None, "logged": None, "initial": {}, "latest": {}, "best": {},
-             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex(),
-             "scheduler": {}, "scaler": None}
+    state = {"step": 0, "totals": 0, "logged": 0, "initial": {}, "latest": {}, "best": {},
+             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex()}
     if output_dir is None:
         return None, state
-    if not output_dir:  # as of a variable of the shell that is not set
-        raise InputError("--output_dir is empty; name a folder")
-    output_dir, checkpoint = Path(output_dir), None
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
+    with blame(f"--output_dir {output_dir}: cannot be written, or is a file", "Name another "
+               "folder."):
+        os.makedirs(output_dir, exist_ok=True)
         tempfile.TemporaryFile(dir=output_dir).close()
-    except OSError as error:
-        raise InputError(f"--output_dir {output_dir}: cannot be written, or is a file: "
-                         f"{error.strerror}. Name another folder.") from None
+    output_dir, checkpoint = Path(output_dir), None
     folders = list_checkpoints(output_dir)
     for folder in reversed(folders) if resume == "latest" else [Path(resume)] if resume else ():
         fault = checkpoint_fault(folder)
         if fault is None:
             checkpoint = folder
             break
+        if resume != "latest":
+            raise InputError(f"--resume_from_checkpoint {resume}: not a whole checkpoint: {fault}. "
+                             "Give another, or latest.")
         say(f"Warning     {folder} is passed over: {fault}")
-    if resume and not checkpoint and resume != "latest":
-        raise InputError(f"--resume_from_checkpoint {resume}: not a whole checkpoint: {fault}. "
-                         "Give another, or latest.")
     if resume and not checkpoint:
         say(f"Resume      there is no whole checkpoint in {output_dir}: starting anew")
         folders = []  # those that are damaged may be replaced
@@ -70,24 +65,16 @@ def open_output(output_dir, training, resume, overwrite, say):
     return checkpoint, state
 
 
-def check_resume(made_with, processes, state, checkpoint):
-    """Hold a checkpoint against the run that goes on from it, or note what it is made with.
-
-    Args:
-        made_with: dict of name to value of all that a resume would silently ignore or mix if it
-            changed.
-    """
-    for name, value in made_with.items() if checkpoint else ():
-        before = state["made_with"].get(name)
-        if before != value:
-            raise InputError(f"{checkpoint}: {name} was {before} and is now {value}. A run goes on "
-                             "with the text, settings and global batch (processes x "
-                             "--per_device_train_batch_size x --gradient_accumulation_steps, now "
-                             f"with {processes.num_processes} processes) that it began with.")
-    state["made_with"] = made_with
-    if processes.sum(state["step"])[0] != state["step"] * processes.num_processes:
-        raise InputError("the processes found different checkpoints. Expected a folder that all "
-                         "machines see; put --output_dir on a shared disk.")
+def clear_output(output_dir, step, overwrite):
+    """Clear the folder of later checkpoints, halves, and the log from this update on."""
+    folders = [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model"]  # a kill leaves halves
+    if overwrite or step:
+        folders += [path for path in list_checkpoints(output_dir) if step_of(path) > step]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ("model.safetensors", "all_results.json") if overwrite else ():
+        (output_dir / name).unlink(missing_ok=True)
+    cut_log(output_dir / "log.jsonl", step or -1)
 
 
 def cut_log(path, step):
@@ -100,16 +87,3 @@ def cut_log(path, step):
             kept.append(line)
     with written_aside(path) as aside:
         aside.write_text("".join(kept), encoding="utf-8")
-
-
-def clear_output(output_dir, step, overwrite):
-    """Clear the folder of later checkpoints, halves, and the log from this update on."""
-    output_dir = Path(output_dir)
-    later = [folder for folder in list_checkpoints(output_dir) if step_of(folder) > step
-             and (overwrite or step)]
-    # A killed run leaves halves.
-    for folder in [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model", *later]:
-        shutil.rmtree(folder, ignore_errors=True)
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
-    cut_log(output_dir / "log.jsonl", step or -1)
