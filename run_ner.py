@@ -69,7 +69,7 @@ try:
     import torch.nn.functional as F
     import transformers
     import yaml
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import send_to_device, set_seed
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ try:
         TrainingArguments,
     )
     from transformers.hf_argparser import HfArg, string_to_bool
-    from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerState
+    from transformers.trainer_callback import ExportableState, PrinterCallback, TrainerState
 except ImportError as error:
     print(f"run_ner.py: error: {error}. Install what it needs: pip install torch transformers "
           "accelerate datasets multiprocess evaluate seqeval numpy pyarrow huggingface-hub PyYAML "
@@ -1259,23 +1259,17 @@ def make_tagger(run, sentences, tokenizer, labels, scheme, moves, in_memory=Fals
 
 
 def load_tagger(run, config, labels, scheme, vocab_size):
-    """Load --model with a head for these labels, or a checkpoint: (model, note).
-
-    The note says what of it starts at random. vocab_size: of the tokenizer.
-    """
-    args, kind, head = run.args, AutoModelForTokenClassification, "token classification head"
-    set_seed(args.seed)
-    if run.checkpoint:
-        return load_model(kind, str(run.checkpoint), None, vocab_size, head, **hub_settings(args))
+    """Load --model with a head for these labels, or a checkpoint. vocab_size: of the tokenizer."""
     known, config = labels_of(config), copy.deepcopy(config)
     config.id2label = dict(enumerate(labels))
     config.label2id = {tag: n for n, tag in enumerate(labels)}
     config.tag_scheme = scheme
-    is_other = known is not None and known != labels and not args.from_scratch
-    model, note = load_model(kind, args.model, config, vocab_size, head,
-                             from_scratch=args.from_scratch, ignore_mismatched_sizes=is_other,
-                             **hub_settings(args))
-    return model, renew_head(model, note) if is_other else note
+    is_other = known is not None and known != labels and not run.args.from_scratch
+    is_other = is_other and not run.checkpoint
+    model, note = run.load_model(AutoModelForTokenClassification, config, vocab_size,
+                                 "token classification head", ignore_mismatched_sizes=is_other)
+    run.introduce(model, renew_head(model, note) if is_other else note)
+    return model
 
 
 def check_labels(args, labels, known, data):
@@ -1315,18 +1309,18 @@ def content_of(data, labels, tokenizer):
 def fit(run, tokenizer, config, labels, scheme, data, score):
     """Train on the sentences of data["train"], into the folder of the run: (trainer, results)."""
     args = run.args
-    run.check_resume(run.state, config.model_type, content_of(data, labels, tokenizer), (
+    run.check_resume(config.model_type, content_of(data, labels, tokenizer), (
         "optim", "max_seq_length", "stride", "label_all_tokens", "class_weights",
         "freeze_embeddings", "freeze_layers", "constrained_decoding", "metric_for_best_model"))
     with run.main_first():
         windows = make_windows(data["train"][0], tokenizer, labels, args.max_seq_length,
                                args.stride, args.label_all_tokens,
                                num_proc=args.preprocessing_num_workers,
-                               overwrite=args.overwrite_cache and run.rank == 0)
+                               overwrite=args.overwrite_cache and run.is_main)
     weights = weigh_classes(args.class_weights, labels, windows)
-    model, note = load_tagger(run, config, labels, scheme, len(tokenizer))
+    model = load_tagger(run, config, labels, scheme, len(tokenizer))
     freeze(model, args.freeze_embeddings, args.freeze_layers)
-    return run.fit(model, note, tokenizer, lengths_of(windows), score=score,
+    return run.fit(model, tokenizer, lengths_of(windows), score=score,
                    collator=TagCollator(windows, tokenizer.pad_token_id, edge_ids(tokenizer)),
                    compute_loss_func=partial(tag_loss, weights=weights,
                                              smoothing=args.label_smoothing_factor))
@@ -1365,9 +1359,9 @@ def fit_rounds(run, tokenizer, config, labels, scheme, data, taggers):
         trainer, results = fit(part, tokenizer, config, labels, scheme, more, score)
         scores = {name: results[name] for name in ("eval_f1", "eval_strict_f1") if name in results}
         table.append({"round": number, "pseudo_labelled": len(extra), **scores})
-        for tracker in trainer.accelerator.trackers:
+        for tracker in run.accelerator.trackers:
             tracker.finish()  # the next round is a run of its own
-        trainer.accelerator.trackers = []
+        run.accelerator.trackers = []
         if best is None or "eval_f1" not in results or not trainer.args.load_best_model_at_end or (
                 results["eval_f1"] > best[1]["eval_f1"]):
             best = trainer, results
@@ -1386,8 +1380,9 @@ def begin_round(run, number, extra):
     """Make the run of a round, in a folder of its own. extra: its pseudo-labelled sentences."""
     args, part = run.args, copy.copy(run)
     part.folder = run.folder / f"round-{number}"
-    part.checkpoint, part.state = open_output(part.folder, True, args.resume_from_checkpoint,
-                                              args.overwrite_output_dir, run.say)
+    part.checkpoint, state = open_output(part.folder, True, args.resume_from_checkpoint,
+                                         args.overwrite_output_dir, run.say)
+    vars(part).update(state)
     if extra and run.rank == 0:
         lines = [f"{token}\t{tag}" if tag else "" for row in extra for token, tag
                  in [*zip(row["tokens"], row["tags"], strict=True), ("", "")]]
@@ -1472,7 +1467,7 @@ def label_at_end(run, model, taggers, text_tagger, results):
     if text_tagger:
         (sentence,), (tags,), (chances,) = (text_tagger.sentences, text_tagger.tags,
                                             text_tagger.chances)
-        note = "" if args.do_train else run.state["note"]
+        note = "" if args.do_train else run.note
         show_entities(*entities_of(sentence, tags, chances), note, run.say)
     return results
 
@@ -1488,28 +1483,24 @@ def describe_for_card(run, data, per_entity):
         lines += [f"| {prefix}: {' | '.join(header)} |", "| --- | ---: | ---: | ---: | ---: |",
                   *(f"| {' | '.join(row)} |" for row in rows), ""]
     source = data["train"][1] if "train" in data else ""
-    run.card |= {"task": f"trained on {source} to find names; {run.state['note']}",
+    run.card |= {"task": f"trained on {source} to find names; {run.note}",
                  "tag": "token-classification", "tables": "\n".join(lines)}
 
 
 def train_or_load(run, tokenizer, config, labels, scheme, data, taggers):
-    """Train, in rounds where there are unlabelled sentences, or only load a model.
-
-    Returns:
-        (accelerator, model, results).
-    """
+    """Train, in rounds where there are unlabelled sentences, or only load: (model, results)."""
     score = taggers.get("validation")
-    if run.args.do_train:
-        if "unlabeled" in data:
-            trainer, results = fit_rounds(run, tokenizer, config, labels, scheme, data, taggers)
-        else:
-            trainer, results = fit(run, tokenizer, config, labels, scheme, data, score)
-        if score and trainer.scored_at != trainer.kept_step():
-            score(trainer.model)  # for the tables, of the model that is kept
-        return trainer.accelerator, trainer.model, results
-    accelerator, model = run.use(*load_tagger(run, config, labels, scheme, len(tokenizer)))
-    results = score(model) if run.args.do_eval and score else {}
-    return accelerator, model, results
+    if not run.args.do_train:
+        model = run.only_use(load_tagger(run, config, labels, scheme, len(tokenizer)))
+        return model, score(model) if run.args.do_eval and score else {}
+    if "unlabeled" in data:
+        trainer, results = fit_rounds(run, tokenizer, config, labels, scheme, data, taggers)
+    else:
+        trainer, results = fit(run, tokenizer, config, labels, scheme, data, score)
+    if score and trainer.scored_at != trainer.kept_step():
+        score(trainer.model)  # for the tables, of the model that is kept
+    run.note = trainer.run.note
+    return trainer.model, results
 
 
 def choose_tags(args, config, data, class_names, say):
@@ -1537,12 +1528,7 @@ def main(argv=None):
     args = parse_args(argv)
     config, tokenizer = load_config_and_tokenizer(args, args.max_seq_length)
     todo = args.do_train or args.do_eval or args.do_predict is not False
-    run = TrainerRun("ner", NerArguments, args)
-    if args.unlabeled_file and args.do_train:  # each round has checkpoints of its own
-        overwrite = args.overwrite_output_dir or args.resume_from_checkpoint
-        run.state = open_output(args.output_dir, True, None, overwrite, run.say)[1]
-    else:
-        run.state = run.open(todo)
+    run = TrainerRun("ner", args, todo, NerArguments)
     data, class_names = {}, None
     if todo:
         data, class_names = prepare_rows(args, run.folder, run.say)
@@ -1554,17 +1540,14 @@ def main(argv=None):
     if args.text is not None:
         sentence = read_tagged_row({"text": args.text}, "--text", None, None, None)
         text_tagger = make_tagger(run, [sentence], tokenizer, labels, scheme, moves, in_memory=True)
-    run.describe(run.device, run.threads, run.precision)
     with explain_out_of_memory(args.max_seq_length):
-        accelerator, model, results = train_or_load(run, tokenizer, config, labels, scheme, data,
-                                                    taggers)
-        plain = accelerator.unwrap_model(model, keep_torch_compile=False)
+        model, results = train_or_load(run, tokenizer, config, labels, scheme, data, taggers)
         describe_for_card(run, data, {})
-        run.leave(plain, tokenizer, results)
+        run.leave(run.accelerator.unwrap_model(model, keep_torch_compile=False), tokenizer, results)
         results = label_at_end(run, model, taggers, text_tagger, results)
         describe_for_card(run, data, results.get("per_entity", {}))
         run.write_results(results)
-    run.end(accelerator, results, run.state["note"])
+    run.end(results)
     if "test" in taggers:
         run.say(f"\n{len(data['test'][0]):,} sentences are labelled in "
                 f"{run.folder / 'predictions.conll'}, their entities listed in predictions.jsonl")
@@ -2522,7 +2505,8 @@ def open_output(output_dir, training, resume, overwrite, say):
         InputError: the folder is in use or cannot be written, or the checkpoint is not whole.
     """
     state = {"step": 0, "totals": 0, "logged": 0, "initial": {}, "latest": {}, "best": {},
-             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex()}
+             "fills": {}, "note": "", "made_with": {}, "ended_by_patience": None,
+             "run_id": os.urandom(8).hex()}
     if output_dir is None:
         return None, state
     with blame(f"--output_dir {output_dir}: cannot be written, or is a file", "Name another "
@@ -2658,28 +2642,44 @@ OURS = "<!-- Written by the run that trained this model. -->"
 
 
 class Run(Processes):
-    """A run: its processes, its flags, its folder, and what it leaves behind.
+    """A run: its processes, its folder, its state, and what it leaves behind.
 
     Args:
         task: what the script does, in a word: "mlm".
         args: Namespace of the flags.
-        settings: dict of the flags that trackers and the model card show.
-        processes: num_processes, rank and local_rank, as of Processes.
+        writes: whether the run leaves something behind.
+        unused_weights: whether the model leaves some of its weights without a gradient.
 
     Attributes:
+        accelerator: of accelerate.
+        device: where tensors go.
+        settings: dict of the flags that trackers and the model card show.
         is_main: whether this is the first process.
-        folder: where the run leaves what it makes, from `open` on.
+        folder: where the run leaves what it makes.
         checkpoint: folder of the one that it goes on from, or None.
+        step, note, and what else open_output names: what a checkpoint carries besides the weights.
         card: what the model card says: `task`, what was done with the model, in words; `tag`, the
             Hub's name of the task, or None; `data`, dict of split to what it is, in words;
             `tables`, Markdown to stand below the scores.
     """
 
-    def __init__(self, task, args, settings, *processes):
-        super().__init__(*processes)
-        self.task, self.args, self.settings = task, args, settings
-        self.is_main, self.repository = self.rank == 0, None
+    def __init__(self, task, args, writes=True, unused_weights=False):
+        transformers.logging.set_verbosity_error()  # the lines below say it of heads and lengths
+        transformers.logging.disable_progress_bar()
+        self.on_cpu, precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
+        find_unused = DistributedDataParallelKwargs(find_unused_parameters=unused_weights)
+        self.accelerator = accelerator = Accelerator(
+            cpu=self.on_cpu, mixed_precision=precision, log_with=args.report_to or None,
+            project_dir=args.output_dir, kwargs_handlers=[find_unused])
+        super().__init__(accelerator.num_processes, accelerator.process_index,
+                         accelerator.local_process_index)
+        self.task, self.args, self.settings, self.repository = task, args, vars(args), None
+        self.device, self.is_main = accelerator.device, self.rank == 0
         self.card = {"tag": None, "data": {}, "tables": ""}
+        self.stop_signal = StopSignal()
+        if not self.is_main:
+            datasets.disable_progress_bars()
+        self.open(writes)
 
     def say(self, *lines):
         """Print lines, on the first process alone."""
@@ -2687,7 +2687,7 @@ class Run(Processes):
             print(*lines, sep="\n", flush=True)
 
     def open(self, writes):
-        """Open the folder: the state as of open_output. writes: the run leaves something there.
+        """Open the folder, and take up the state of the checkpoint, where there is one.
 
         A run that does not train leaves what is there, and gets a folder of its own in it.
         """
@@ -2703,13 +2703,49 @@ class Run(Processes):
             number = self.sum(number * self.is_main)[0]  # the same on all processes
             self.folder /= f"eval-{number:.0f}"
             self.folder.mkdir(exist_ok=True)
-        return state
+        self.state_names = [*state]
+        vars(self).update(state)  # each an attribute of its own; a checkpoint gets them by name
 
-    def check_resume(self, state, model_type, data, flags):
+    def state(self):
+        """Give what a checkpoint carries besides the weights, as open_output names it: a dict."""
+        return {name: vars(self)[name] for name in self.state_names}
+
+    def load_model(self, kind, config, vocab_size, head, **settings):
+        """Load --model, or the checkpoint that the run goes on from: (model, note).
+
+        Arguments and note as of load_model.
+        """
+        set_seed(self.args.seed)
+        name, scratch = self.args.model, self.args.from_scratch
+        if self.checkpoint:
+            name, config, scratch = str(self.checkpoint), None, False
+        return load_model(kind, name, config, vocab_size, head, from_scratch=scratch, **settings,
+                          **hub_settings(self.args))
+
+    def introduce(self, model, note):
+        """Say what the run begins with, and what it computes on. note: as of load_model."""
+        self.note = self.note or note  # of the model that the run began with
+        precision = self.accelerator.mixed_precision.replace("no", "float32")
+        several = "es" * (self.num_processes > 1)
+        self.say(f"Model       {self.checkpoint or self.args.model}, {model.num_parameters():,} "
+                 f"weights; {note}",
+                 f"Running on  {self.device.type}, {self.num_processes} process{several}, "
+                 f"{self.threads} CPU threads each, {precision}")
+
+    def only_use(self, model):
+        """Make a model ready that is not trained, as it computes in a training."""
+        self.start_trackers()
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    def in_float32(self, model):
+        """Take a model out of its wrappers: what is shown is computed in float32."""
+        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False,
+                                             keep_torch_compile=False)
+
+    def check_resume(self, model_type, data, flags):
         """Refuse to go on from a checkpoint of other data or settings; else note what they are.
 
         Args:
-            state: that of the checkpoint, or of a new run.
             model_type: kind of the model, as "bert".
             data: dict of split to what tells its data apart.
             flags: those of the task that may not change.
@@ -2720,42 +2756,35 @@ class Run(Processes):
                      "global batch": args.per_device_train_batch_size * passes,
                      **{f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}}
         for name, value in made_with.items() if self.checkpoint else ():
-            before = state["made_with"].get(name)
+            before = self.made_with.get(name)
             if before != value:
                 raise InputError(
                     f"{self.checkpoint}: {name} was {before} and is now {value}. A run goes on with "
                     "the text, settings and global batch (processes x --per_device_train_batch_size "
                     f"x --gradient_accumulation_steps, now with {self.num_processes} processes) that "
                     "it began with.")
-        state["made_with"] = made_with
-        if self.sum(state["step"])[0] != state["step"] * self.num_processes:
+        self.made_with = made_with
+        if self.sum(self.step)[0] != self.step * self.num_processes:
             raise InputError("the processes found different checkpoints. Expected a folder that all "
                              "machines see; put --output_dir on a shared disk.")
 
-    def describe(self, device, threads, precision):
-        """Say what the run computes on."""
-        self.say(f"Running on  {device.type}, {self.num_processes} process"
-                 f"{'es' * (self.num_processes > 1)}, {threads} CPU threads each, "
-                 f"{precision.replace('no', 'float32')}")
-
-    def start_trackers(self, accelerator, run_id, step):
+    def start_trackers(self):
         """Start what is told of the run: the trackers of --report_to, the repository on the Hub.
 
-        Args:
-            accelerator: of accelerate, that logs to the trackers.
-            run_id: the same after a resume, which goes on with its own.
-            step: updates done.
+        A resumed run goes on with its own.
         """
         args, folder = self.args, str(self.folder)
         shown = {flag: value if isinstance(value, int | float) else f"{value}"
                  for flag, value in self.settings.items()}
-        accelerator.project_configuration.logging_dir = f"{folder}/runs"
+        self.accelerator.project_configuration.logging_dir = f"{folder}/runs"
         with blame(f"--report_to {' '.join(args.report_to)}: cannot start", "For wandb, 'wandb "
                    "login' or WANDB_MODE=offline."):
-            accelerator.init_trackers(os.environ.get("WANDB_PROJECT", self.task), shown, {
-                "wandb": {"name": args.run_name, "id": run_id, "resume": "allow", "dir": folder},
-                "trackio": {"name": args.run_name, "resume": "allow" if step else "never"},
-                "tensorboard": {"purge_step": step + (step > 0)},  # hides what stood there from here
+            self.accelerator.init_trackers(os.environ.get("WANDB_PROJECT", self.task), shown, {
+                "wandb": {"name": args.run_name, "id": self.run_id, "resume": "allow",
+                          "dir": folder},
+                "trackio": {"name": args.run_name, "resume": "allow" if self.step else "never"},
+                # Hides what stood there from here on.
+                "tensorboard": {"purge_step": self.step + (self.step > 0)},
             })
         if args.push_to_hub and self.is_main:  # before the training, in case it fails
             with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
@@ -2831,20 +2860,16 @@ Losses are in nats, a mean over what is predicted.
 {yaml.safe_dump(settings, allow_unicode=True)}```
 """
 
-    def end(self, accelerator, results, note):
-        """Show the results, and tell trackers and the Hub, which may fail.
-
-        Args:
-            note: what of the model started at random.
-        """
+    def end(self, results):
+        """Show the results, and tell trackers and the Hub, which may fail."""
         rows = score_rows(results)
         if rows:
             for name, before, after in [("", "before", "after"), *rows]:
                 self.say(f"{name:<36}{before:>16}{after:>16}")
-            self.say(f"Before: {note}" if self.args.do_train else "",
+            self.say(f"Before: {self.note}" if self.args.do_train else "",
                      f"Results are in {self.folder / 'all_results.json'}")
-        accelerator.log({name: results[name] for name, *_ in rows}, step=results.get("step", 0))
-        accelerator.end_training()
+        self.accelerator.log({name: results[name] for name, *_ in rows}, step=results.get("step", 0))
+        self.accelerator.end_training()
         if self.repository:
             with blame("--push_to_hub", f"The model is safe in {self.folder}; upload it with: hf "
                        f"upload NAME/MODEL {self.folder}"):
@@ -2932,26 +2957,22 @@ def check_trainer_flags(args, parser):
         parser.error("--early_stopping_patience needs scores: give --eval_strategy epoch or steps")
 
 
-def make_training_arguments(kind, args, on_cpu, precision, has_scores):
-    """Make the TrainingArguments of a run. InputError for what they refuse.
+def make_training_arguments(kind, args, on_cpu, precision):
+    """Make the TrainingArguments of a run, for its own accelerator. InputError for what they refuse.
 
     Args:
         kind: the script's subclass of them.
-        has_scores: the model is scored while it is trained.
     """
     settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(kind)
                 if field.init}
-    keeps_best = args.load_best_model_at_end
-    if keeps_best is None:
-        keeps_best = args.save_strategy == args.eval_strategy != "no"
+    if args.load_best_model_at_end is None:
+        settings["load_best_model_at_end"] = args.save_strategy == args.eval_strategy != "no"
     settings |= {
         "bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": on_cpu,
         "disable_tqdm": True, "log_level": "error", "log_level_replica": "error",
         "report_to": "none", "push_to_hub": False, "resume_from_checkpoint": None,  # these are ours
-        "gradient_checkpointing": None,
+        "accelerator_config": {"use_configured_state": True}, "gradient_checkpointing": None,
         "activation_checkpointing": args.activation_checkpointing or args.gradient_checkpointing,
-        "do_eval": has_scores, "eval_strategy": args.eval_strategy if has_scores else "no",
-        "load_best_model_at_end": keeps_best and has_scores,
     }
     with blame("these flags do not fit each other", "See --help."):
         training = kind(**settings)
@@ -2978,18 +2999,14 @@ class RunCallback(TrainerCallback):
     """Around each update of an ExactTrainer: order and dropout, then signals, log and bar."""
 
     def __init__(self, trainer):
-        self.trainer, self.bar = trainer, None
+        self.trainer, self.run, self.bar = trainer, trainer.run, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        trainer, losses = self.trainer, self.trainer.run_state.get("losses")
-        if losses:  # since the last line of the log, and in all, when the checkpoint was saved
-            trainer._tr_loss += losses["window"]
-            trainer._total_loss_scalar = losses["total"]
-            trainer._globalstep_last_logged = losses["last_logged"]
+        trainer = self.trainer
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training",
-                        unit=" updates", disable=trainer.processes.rank > 0 or None)
-        is_end = state.global_step and trainer.sampler.place(state.global_step)[1] == 0
-        if is_end and args.eval_strategy == "epoch" and trainer.lacks_scores():
+                        unit=" updates", disable=not self.run.is_main or None)
+        ends_epoch = state.global_step and trainer.sampler.place(state.global_step)[1] == 0
+        if ends_epoch and args.eval_strategy == "epoch" and trainer.lacks_scores():
             # The run ended between the last update of an epoch and what follows it.
             trainer._determine_best_metric(trainer.evaluate(), None)
 
@@ -3000,50 +3017,40 @@ class RunCallback(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         # Dropout is a function of (seed, update, rank), so a checkpoint need not carry the state of
         # any generator.
-        numbers = args.seed, state.global_step, self.trainer.processes.rank
+        numbers = args.seed, state.global_step, self.run.rank
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
-        trainer, is_last = self.trainer, state.global_step >= state.max_steps
-        trainer.run_state["step"] = state.global_step
-        if is_last:
-            control.should_log = True
+        trainer, run = self.trainer, self.run
+        run.step = state.global_step
+        if run.step >= state.max_steps:
             # The end of an epoch, which follows, evaluates by itself where each one does.
             control.should_evaluate = trainer.score is not None and args.eval_strategy != "epoch"
-        elif trainer.processes.sum(trainer.stop_signal.number > 0)[0]:
+            control.should_log = True
+        elif run.sum(run.stop_signal.number > 0)[0]:
             trainer.stopped = control.should_save = control.should_training_stop = True
+        control.should_log |= control.should_save  # no loss is left for after a resume
 
     def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_log |= control.should_save
         if self.trainer.stopped:  # no end of an epoch: what is due at one is done after the resume
             control.should_evaluate = control.should_save = False
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if state.global_step == 0:
-            scores = {f"initial_{name}": value for name, value in metrics.items()}
-            self.trainer.run_state["initial"] = scores
-
     def on_log(self, args, state, control, logs=None, **kwargs):
-        trainer = self.trainer
+        run = self.run
         values = {name: value for name, value in logs.items() if name != "epoch"}
-        if not state.is_world_process_zero or "train_runtime" in values or not trainer.is_in_train:
+        if not run.is_main or "train_runtime" in values or not self.trainer.is_in_train:
             return
         if state.global_step == 0:
             values = {f"initial_{name}": value for name, value in values.items()}
-        epochs = round(trainer.sampler.epochs_until(state.global_step), 4)
-        text = json.dumps({"step": state.global_step, "epoch": epochs, **values}) + "\n"
-        path = Path(args.output_dir, "log.jsonl")
-        if "eval_loss" in values and path.exists() and text in path.read_text(encoding="utf-8"):
-            return  # a run that was killed between these scores and the next checkpoint had them
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
-        trainer.accelerator.log(values, step=state.global_step)
-        if "loss" in values:
-            self.bar.set_postfix(loss=f"{values['loss']:.3f}")
-        if "loss" not in values or self.bar.disable:  # no terminal to show a bar on
-            shown = [f"{name} {value:.6g}" for name, value in values.items() if name not
-                     in ("learning_rate", "grad_norm")]
-            tqdm.write(f"Update {state.global_step:>6}  {'  '.join(shown)}")
+        epochs = round(self.trainer.sampler.epochs_until(state.global_step), 4)
+        with open(run.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, "epoch": epochs, **values}) + "\n")
+        run.accelerator.log(values, step=state.global_step)
+        shown = [f"{name} {value:.6g}" for name, value in values.items() if name not
+                 in ("learning_rate", "grad_norm")]
+        tqdm.write(f"Update {state.global_step:>6}  {'  '.join(shown)}")
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
@@ -3057,13 +3064,10 @@ class ExactTrainer(Trainer):
     and needs no generator's state.
 
     Args:
-        report_to: list of trackers.
-        processes: a Processes.
+        run: a Run, whose state a checkpoint carries.
         sampler: a GlobalBatchSampler of numbers of examples.
         collator: makes a batch of such numbers.
         score: function that scores a model, a dict of results with eval_ in front; or None.
-        run_state: what a checkpoint carries besides the weights, a dict with "step".
-        stop_signal: a StopSignal.
         tokenizer: is saved beside the model.
         rest: what else a Trainer takes.
 
@@ -3077,11 +3081,9 @@ class ExactTrainer(Trainer):
         InputError: the flags do not go together, or a package that they need is missing.
     """
 
-    def __init__(self, *, report_to, processes, sampler, collator, score, run_state, stop_signal,
-                 tokenizer, **rest):
-        self.report_to, self.processes, self.sampler = report_to, processes, sampler
-        self.score, self.run_state, self.stop_signal = score, run_state, stop_signal
-        self.tokenizer, self.stopped, self.paused, self.scored_at = tokenizer, False, 0.0, None
+    def __init__(self, *, run, sampler, collator, score, tokenizer, **rest):
+        self.run, self.sampler, self.score, self.tokenizer = run, sampler, score, tokenizer
+        self.stopped, self.paused, self.scored_at = False, 0.0, None
         # Now, when nothing that lies in the output folder is cleared yet.
         with blame("these flags cannot be trained with", "See --optim, --adam_beta1, "
                    "--lr_scheduler_type and what is like them in --help."):
@@ -3092,11 +3094,7 @@ class ExactTrainer(Trainer):
                 self.last_update = sampler.updates_until(self.args.num_train_epochs)
             self.create_optimizer_and_scheduler(self.last_update)
         self.add_callback(RunCallback(self))
-        self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
-
-    def _build_accelerator_args(self, **kwargs):
-        return super()._build_accelerator_args(**kwargs) | {"log_with": self.report_to or None,
-                                                            "project_dir": self.args.output_dir}
+        self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self):
         """Make the loader of this process's batches, which accelerate would share out again."""
@@ -3111,6 +3109,8 @@ class ExactTrainer(Trainer):
         """Score the model, log the scores, and tell the callbacks."""
         begun = time.perf_counter()
         scores, self.scored_at = self.score(self.model), self.state.global_step
+        if self.scored_at == 0:
+            self.run.initial = {f"initial_{name}": value for name, value in scores.items()}
         self.log(dict(scores))
         callbacks = self.callback_handler
         self.control = callbacks.on_evaluate(self.args, self.state, self.control, scores)
@@ -3128,43 +3128,27 @@ class ExactTrainer(Trainer):
         return best if best and self.state.best_model_checkpoint else self.state.global_step
 
     def _save_checkpoint(self, model, trial):
-        begun, args, state = time.perf_counter(), self.args, self.state
-        output_dir, step, best = Path(args.output_dir), state.global_step, None
+        begun, args, state, run = time.perf_counter(), self.args, self.state, self.run
+        step, best = state.global_step, None
         if state.best_global_step:
             best = f"checkpoint-{state.best_global_step}"
-        if best and (step == state.best_global_step or (output_dir / best).exists()):
-            state.best_model_checkpoint = str(output_dir / best)
+        if best and (step == state.best_global_step or (run.folder / best).exists()):
+            state.best_model_checkpoint = str(run.folder / best)
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 state.stateful_callbacks[type(callback).__name__] = callback.state()
-        window = self.processes.sum(self._tr_loss.item())[0] / self.processes.num_processes
-        self.run_state["losses"] = {"window": window, "total": self._total_loss_scalar,
-                                    "last_logged": self._globalstep_last_logged}
         ends = self.control.should_training_stop and not self.stopped and step < state.max_steps
-        self.run_state["ended_by_patience"] = args.early_stopping_patience if ends else None
-        if self.processes.rank == 0:
+        run.ended_by_patience = args.early_stopping_patience if ends else None
+        if run.is_main:
             keep = best if args.load_best_model_at_end else None
             limit = args.save_total_limit or 10**9
-            save_checkpoint(output_dir, step, self.write_checkpoint, limit, keep=keep)
-        self.processes.sum(0)  # the others wait: none trains on if this one fails
+            save_checkpoint(run.folder, step, self.write_checkpoint, limit, keep=keep)
+        run.sum(0)  # the others wait: none trains on if this one fails
         self.paused += time.perf_counter() - begun
-
-    def finish(self, checkpoint):
-        """Take up the state of a run that had come to its end, and the model that it kept."""
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        self.accelerator.prepare_model(self.model, evaluation_mode=True)
-        if self.lacks_scores():  # it ended between its last update and what follows it
-            self.is_in_train = True  # so that they are logged
-            self._determine_best_metric(self.evaluate(), None)
-            self.is_in_train = False
-        best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
-        self.state.best_model_checkpoint = str(best) if best.exists() else None
-        if self.args.load_best_model_at_end and best.exists():
-            self._load_best_model()
 
     def write_checkpoint(self, folder):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        scaler, state = self.accelerator.scaler, json.dumps(self.run_state, indent=1)
+        scaler, state = self.accelerator.scaler, json.dumps(self.run.state(), indent=1)
         with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
@@ -3178,38 +3162,50 @@ class ExactTrainer(Trainer):
     def _load_rng_state(self, checkpoint):
         pass  # see on_step_begin
 
+    def finish(self, checkpoint):
+        """Take up the state of a run that had come to its end, and the model that it kept."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        if self.lacks_scores():  # it ended between its last update and what follows it
+            self.is_in_train = True  # so that they are logged
+            self._determine_best_metric(self.evaluate(), None)
+            self.is_in_train = False
+        best = self.run.folder / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if best.exists() else None
+        if self.args.load_best_model_at_end and best.exists():
+            self._load_best_model()
 
-def run_trainer(trainer, checkpoint, say):
+
+def run_trainer(trainer):
     """Train, from a checkpoint where there is one: dict of results, of the model that is kept.
 
-    Empty where a signal ended the training; then trainer.stopped is True and a checkpoint saved.
+    A signal ends the run, with a checkpoint saved.
     """
-    sampler, run_state, args = trainer.sampler, trainer.run_state, trainer.args
-    begun, before, patience = time.perf_counter(), run_state["step"], args.early_stopping_patience
-    ended = checkpoint and before >= trainer.last_update
-    if checkpoint and patience:
-        ended = ended or run_state["ended_by_patience"] == patience
+    run, args, patience = trainer.run, trainer.args, trainer.args.early_stopping_patience
+    sampler, checkpoint, before = trainer.sampler, run.checkpoint, run.step
+    begun = time.perf_counter()
+    ended = checkpoint and (before >= trainer.last_update
+                            or (patience and run.ended_by_patience == patience))
     if ended:
         trainer.finish(checkpoint)  # there is nothing left to do; train() would do one update more
     else:
-        with trainer.stop_signal:
+        with run.stop_signal:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
-        return {}
-    step, kept = trainer.state.global_step, trainer.kept_step()
-    if kept != step:
-        say(f"Best        the model of update {kept} is kept, by {args.metric_for_best_model}")
+        end_stopped_run(run.accelerator, run.stop_signal.number, run.step, run.say)
     seconds = time.perf_counter() - begun - trainer.paused
-    total = run_state["losses"]["total"] if ended else trainer._total_loss_scalar
-    results = {"step": step, "epoch": sampler.epochs_until(step), **run_state["initial"],
-               "train_loss": total / step}
+    history, kept = trainer.state.log_history, trainer.kept_step()
+    if kept != run.step:
+        run.say(f"Best        the model of update {kept} is kept, by {args.metric_for_best_model}")
+    losses = [line for line in history if "loss" in line]  # each the mean since the line before it
+    updates = np.diff([0, *(line["step"] for line in losses)])
+    results = {"step": run.step, "epoch": sampler.epochs_until(run.step), **run.initial,
+               "train_loss": float(np.average([line["loss"] for line in losses], weights=updates))}
     if not ended:  # else it was a finished run that was resumed, whose time is known, if at all
-        seen = sampler.examples_until(step) - sampler.examples_until(before)
+        seen = sampler.examples_until(run.step) - sampler.examples_until(before)
         results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
-    scored = [line for line in trainer.state.log_history if "eval_loss" in line]
-    scores = {line["step"]: line for line in scored}.get(kept, {})
-    names = [name.removeprefix("initial_") for name in run_state["initial"]]  # in their order
-    return results | {name: scores[name] for name in names if name in scores}
+    scores = {line["step"]: line for line in history if "eval_loss" in line}.get(kept, {})
+    return results | {name: value for name, value in scores.items() if name not in ("step", "epoch")}
 
 
 # ==== utils/fine_tuning.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -3232,79 +3228,54 @@ def write_list(folder, file, rows, words, say):
 
 
 class TrainerRun(Run):
-    """A run that fine-tunes a model, or only uses one.
+    """A run that fine-tunes a model by a Trainer, or only uses one.
 
     Args:
-        task: what the script does, in a word: "ner".
-        kind: its subclass of TrainingArguments.
-        args: Namespace of the flags.
+        task, args, writes: as of Run.
+        kind: the script's subclass of TrainingArguments.
         hidden: names of flags that the model card does not show.
 
     Attributes:
         training: the TrainingArguments.
-        device: where tensors go.
-        state: what a checkpoint carries besides the weights, from `open` on; "note" says what of
-            the model that the run began with started at random.
     """
 
-    def __init__(self, task, kind, args, *, hidden=()):
-        transformers.logging.set_verbosity_error()  # what they say of heads and lengths, we say
-        transformers.logging.disable_progress_bar()
-        datasets.logging.set_verbosity_error()
-        self.on_cpu, self.precision, self.threads = choose_device(args.mixed_precision,
-                                                                  args.cpu_threads)
-        self.kind = kind
-        self.training = make_training_arguments(kind, args, self.on_cpu, self.precision, False)
-        settings = {flag: value for flag, value in shown_settings(args, kind).items()
-                    if flag not in hidden}
-        super().__init__(task, args, settings, self.training.world_size,
-                         self.training.process_index, self.training.local_process_index)
-        self.device = self.training.device
-        if not self.is_main:
-            datasets.disable_progress_bars()
+    def __init__(self, task, args, writes, kind, *, hidden=()):
+        super().__init__(task, args, writes)
+        precision = self.accelerator.mixed_precision
+        self.training = make_training_arguments(kind, args, self.on_cpu, precision)
+        self.settings = {flag: value for flag, value in shown_settings(args, kind).items()
+                         if flag not in hidden}
 
-    def begin(self, model, note):
-        """Say what a model is, and quicken its dropout. note: what of it starts at random."""
-        name = self.checkpoint or self.args.model
-        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}")
-        self.state["note"] = self.state["note"] or note
-        quicken_dropout(model, self.on_cpu)
+    def introduce(self, model, note):
+        """Say what the run begins with, and quicken its dropout. note: as of load_model."""
+        super().introduce(model, note)
+        quicken_dropout(model, self.on_cpu)  # where nothing is dropped, it computes as in training
 
-    def use(self, model, note):
-        """Make a model ready that is not trained: (accelerator, model). note: as for begin."""
-        self.begin(model, note)  # nothing is dropped, but it computes as in a training
-        accelerator = Accelerator(cpu=self.on_cpu, mixed_precision=self.training.mixed_precision,
-                                  log_with=self.args.report_to or None, project_dir=self.folder)
-        self.start_trackers(accelerator, self.state["run_id"], self.state["step"])
-        return accelerator, accelerator.prepare_model(model, evaluation_mode=True)
-
-    def fit(self, model, note, tokenizer, lengths, *, score, **how):
+    def fit(self, model, tokenizer, lengths, *, score, **how):
         """Train a model, from the checkpoint where there is one: (trainer, results).
 
         A signal ends the run.
 
         Args:
-            note: as for begin.
             tokenizer: is saved beside the model.
             lengths: tokens of each window.
             score: as for an ExactTrainer.
             how: collator and compute_loss_func, as for an ExactTrainer.
         """
-        self.begin(model, note)
-        args, has_scores = self.args, score is not None
-        training = make_training_arguments(self.kind, args, self.on_cpu, self.precision, has_scores)
-        self.settings["load_best_model_at_end"] = training.load_best_model_at_end
+        args, training = self.args, copy.copy(self.training)
         training.output_dir = str(self.folder)
-        training.eval_on_start = has_scores and self.checkpoint is None
+        training.eval_on_start = score is not None and self.checkpoint is None
+        if score is None:
+            training.eval_strategy, training.load_best_model_at_end = "no", False
+        self.settings["load_best_model_at_end"] = training.load_best_model_at_end
         if training.activation_checkpointing:
             checkpoint_gradients(model)
         sampler = SimilarLengthSampler(lengths, args.per_device_train_batch_size,
                                        args.gradient_accumulation_steps, self.num_processes,
                                        self.rank, args.seed)
         patience = args.early_stopping_patience
-        trainer = ExactTrainer(model=model, args=training, report_to=args.report_to, processes=self,
-                               sampler=sampler, score=score, run_state=self.state,
-                               stop_signal=StopSignal(), tokenizer=tokenizer,
+        trainer = ExactTrainer(model=model, args=training, run=self, sampler=sampler, score=score,
+                               tokenizer=tokenizer,
                                callbacks=[EarlyStoppingCallback(patience)] if patience else None,
                                **how)
         self.say(f"Updates     {trainer.last_update:,}, {sampler.updates_in(0):,} an epoch, with "
@@ -3312,13 +3283,9 @@ class TrainerRun(Run):
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); "
                  f"{sampler.padding():.1%} of the tokens are padding")
         if self.is_main:
-            clear_output(self.folder, self.state["step"], args.overwrite_output_dir)
-        self.start_trackers(trainer.accelerator, self.state["run_id"], self.state["step"])
-        results = run_trainer(trainer, self.checkpoint, self.say)
-        if trainer.stopped:
-            number, step = trainer.stop_signal.number, trainer.state.global_step
-            end_stopped_run(trainer.accelerator, number, step, self.say)
-        return trainer, results
+            clear_output(self.folder, self.step, args.overwrite_output_dir)
+        self.start_trackers()
+        return trainer, run_trainer(trainer)
 
 
 def vocabulary_of(tokenizer):

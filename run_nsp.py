@@ -786,8 +786,9 @@ def main(argv=None):
             data = prepare_data(args, tokenizer, ["train", "validation"], run.say)
     if args.prepare_only:
         return
-    model = run.load_model(AutoModelForNextSentencePrediction, config, len(tokenizer),
+    model, note = run.load_model(AutoModelForNextSentencePrediction, config, len(tokenizer),
                            "next-sentence head")
+    run.introduce(model, note)
     collator, content = {}, {}
     for split, (documents, content[split], name) in data.items():
         collator[split] = make_collator(args, tokenizer, documents, split)
@@ -802,7 +803,7 @@ def main(argv=None):
                         batch_size=args.per_device_eval_batch_size)
     with explain_out_of_memory(args.max_seq_length):
         if args.do_train:
-            run.check_resume(vars(run), config.model_type, content, ("max_train_samples",
+            run.check_resume(config.model_type, content, ("max_train_samples",
                              "max_eval_samples", "max_seq_length", "objective"))
             results = fit(run, model, tokenizer, collator["train"], score)
         else:
@@ -816,7 +817,7 @@ def main(argv=None):
             write_predictions(run, judged, skipped)
             results |= predict_scores(judged)
             run.write_results(results)
-        run.end(run.accelerator, results, run.note)
+        run.end(results)
         if run.is_main and args.sentence_a:
             asked = {"sentence_a": args.sentence_a, "sentence_b": args.sentence_b}
             (row,) = judge(model, tokenizer, [asked], args.max_seq_length, 1)
@@ -2097,7 +2098,8 @@ def open_output(output_dir, training, resume, overwrite, say):
         InputError: the folder is in use or cannot be written, or the checkpoint is not whole.
     """
     state = {"step": 0, "totals": 0, "logged": 0, "initial": {}, "latest": {}, "best": {},
-             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex()}
+             "fills": {}, "note": "", "made_with": {}, "ended_by_patience": None,
+             "run_id": os.urandom(8).hex()}
     if output_dir is None:
         return None, state
     with blame(f"--output_dir {output_dir}: cannot be written, or is a file", "Name another "
@@ -2233,28 +2235,44 @@ OURS = "<!-- Written by the run that trained this model. -->"
 
 
 class Run(Processes):
-    """A run: its processes, its flags, its folder, and what it leaves behind.
+    """A run: its processes, its folder, its state, and what it leaves behind.
 
     Args:
         task: what the script does, in a word: "mlm".
         args: Namespace of the flags.
-        settings: dict of the flags that trackers and the model card show.
-        processes: num_processes, rank and local_rank, as of Processes.
+        writes: whether the run leaves something behind.
+        unused_weights: whether the model leaves some of its weights without a gradient.
 
     Attributes:
+        accelerator: of accelerate.
+        device: where tensors go.
+        settings: dict of the flags that trackers and the model card show.
         is_main: whether this is the first process.
-        folder: where the run leaves what it makes, from `open` on.
+        folder: where the run leaves what it makes.
         checkpoint: folder of the one that it goes on from, or None.
+        step, note, and what else open_output names: what a checkpoint carries besides the weights.
         card: what the model card says: `task`, what was done with the model, in words; `tag`, the
             Hub's name of the task, or None; `data`, dict of split to what it is, in words;
             `tables`, Markdown to stand below the scores.
     """
 
-    def __init__(self, task, args, settings, *processes):
-        super().__init__(*processes)
-        self.task, self.args, self.settings = task, args, settings
-        self.is_main, self.repository = self.rank == 0, None
+    def __init__(self, task, args, writes=True, unused_weights=False):
+        transformers.logging.set_verbosity_error()  # the lines below say it of heads and lengths
+        transformers.logging.disable_progress_bar()
+        self.on_cpu, precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
+        find_unused = DistributedDataParallelKwargs(find_unused_parameters=unused_weights)
+        self.accelerator = accelerator = Accelerator(
+            cpu=self.on_cpu, mixed_precision=precision, log_with=args.report_to or None,
+            project_dir=args.output_dir, kwargs_handlers=[find_unused])
+        super().__init__(accelerator.num_processes, accelerator.process_index,
+                         accelerator.local_process_index)
+        self.task, self.args, self.settings, self.repository = task, args, vars(args), None
+        self.device, self.is_main = accelerator.device, self.rank == 0
         self.card = {"tag": None, "data": {}, "tables": ""}
+        self.stop_signal = StopSignal()
+        if not self.is_main:
+            datasets.disable_progress_bars()
+        self.open(writes)
 
     def say(self, *lines):
         """Print lines, on the first process alone."""
@@ -2262,7 +2280,7 @@ class Run(Processes):
             print(*lines, sep="\n", flush=True)
 
     def open(self, writes):
-        """Open the folder: the state as of open_output. writes: the run leaves something there.
+        """Open the folder, and take up the state of the checkpoint, where there is one.
 
         A run that does not train leaves what is there, and gets a folder of its own in it.
         """
@@ -2278,13 +2296,49 @@ class Run(Processes):
             number = self.sum(number * self.is_main)[0]  # the same on all processes
             self.folder /= f"eval-{number:.0f}"
             self.folder.mkdir(exist_ok=True)
-        return state
+        self.state_names = [*state]
+        vars(self).update(state)  # each an attribute of its own; a checkpoint gets them by name
 
-    def check_resume(self, state, model_type, data, flags):
+    def state(self):
+        """Give what a checkpoint carries besides the weights, as open_output names it: a dict."""
+        return {name: vars(self)[name] for name in self.state_names}
+
+    def load_model(self, kind, config, vocab_size, head, **settings):
+        """Load --model, or the checkpoint that the run goes on from: (model, note).
+
+        Arguments and note as of load_model.
+        """
+        set_seed(self.args.seed)
+        name, scratch = self.args.model, self.args.from_scratch
+        if self.checkpoint:
+            name, config, scratch = str(self.checkpoint), None, False
+        return load_model(kind, name, config, vocab_size, head, from_scratch=scratch, **settings,
+                          **hub_settings(self.args))
+
+    def introduce(self, model, note):
+        """Say what the run begins with, and what it computes on. note: as of load_model."""
+        self.note = self.note or note  # of the model that the run began with
+        precision = self.accelerator.mixed_precision.replace("no", "float32")
+        several = "es" * (self.num_processes > 1)
+        self.say(f"Model       {self.checkpoint or self.args.model}, {model.num_parameters():,} "
+                 f"weights; {note}",
+                 f"Running on  {self.device.type}, {self.num_processes} process{several}, "
+                 f"{self.threads} CPU threads each, {precision}")
+
+    def only_use(self, model):
+        """Make a model ready that is not trained, as it computes in a training."""
+        self.start_trackers()
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    def in_float32(self, model):
+        """Take a model out of its wrappers: what is shown is computed in float32."""
+        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False,
+                                             keep_torch_compile=False)
+
+    def check_resume(self, model_type, data, flags):
         """Refuse to go on from a checkpoint of other data or settings; else note what they are.
 
         Args:
-            state: that of the checkpoint, or of a new run.
             model_type: kind of the model, as "bert".
             data: dict of split to what tells its data apart.
             flags: those of the task that may not change.
@@ -2295,42 +2349,35 @@ class Run(Processes):
                      "global batch": args.per_device_train_batch_size * passes,
                      **{f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}}
         for name, value in made_with.items() if self.checkpoint else ():
-            before = state["made_with"].get(name)
+            before = self.made_with.get(name)
             if before != value:
                 raise InputError(
                     f"{self.checkpoint}: {name} was {before} and is now {value}. A run goes on with "
                     "the text, settings and global batch (processes x --per_device_train_batch_size "
                     f"x --gradient_accumulation_steps, now with {self.num_processes} processes) that "
                     "it began with.")
-        state["made_with"] = made_with
-        if self.sum(state["step"])[0] != state["step"] * self.num_processes:
+        self.made_with = made_with
+        if self.sum(self.step)[0] != self.step * self.num_processes:
             raise InputError("the processes found different checkpoints. Expected a folder that all "
                              "machines see; put --output_dir on a shared disk.")
 
-    def describe(self, device, threads, precision):
-        """Say what the run computes on."""
-        self.say(f"Running on  {device.type}, {self.num_processes} process"
-                 f"{'es' * (self.num_processes > 1)}, {threads} CPU threads each, "
-                 f"{precision.replace('no', 'float32')}")
-
-    def start_trackers(self, accelerator, run_id, step):
+    def start_trackers(self):
         """Start what is told of the run: the trackers of --report_to, the repository on the Hub.
 
-        Args:
-            accelerator: of accelerate, that logs to the trackers.
-            run_id: the same after a resume, which goes on with its own.
-            step: updates done.
+        A resumed run goes on with its own.
         """
         args, folder = self.args, str(self.folder)
         shown = {flag: value if isinstance(value, int | float) else f"{value}"
                  for flag, value in self.settings.items()}
-        accelerator.project_configuration.logging_dir = f"{folder}/runs"
+        self.accelerator.project_configuration.logging_dir = f"{folder}/runs"
         with blame(f"--report_to {' '.join(args.report_to)}: cannot start", "For wandb, 'wandb "
                    "login' or WANDB_MODE=offline."):
-            accelerator.init_trackers(os.environ.get("WANDB_PROJECT", self.task), shown, {
-                "wandb": {"name": args.run_name, "id": run_id, "resume": "allow", "dir": folder},
-                "trackio": {"name": args.run_name, "resume": "allow" if step else "never"},
-                "tensorboard": {"purge_step": step + (step > 0)},  # hides what stood there from here
+            self.accelerator.init_trackers(os.environ.get("WANDB_PROJECT", self.task), shown, {
+                "wandb": {"name": args.run_name, "id": self.run_id, "resume": "allow",
+                          "dir": folder},
+                "trackio": {"name": args.run_name, "resume": "allow" if self.step else "never"},
+                # Hides what stood there from here on.
+                "tensorboard": {"purge_step": self.step + (self.step > 0)},
             })
         if args.push_to_hub and self.is_main:  # before the training, in case it fails
             with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
@@ -2406,20 +2453,16 @@ Losses are in nats, a mean over what is predicted.
 {yaml.safe_dump(settings, allow_unicode=True)}```
 """
 
-    def end(self, accelerator, results, note):
-        """Show the results, and tell trackers and the Hub, which may fail.
-
-        Args:
-            note: what of the model started at random.
-        """
+    def end(self, results):
+        """Show the results, and tell trackers and the Hub, which may fail."""
         rows = score_rows(results)
         if rows:
             for name, before, after in [("", "before", "after"), *rows]:
                 self.say(f"{name:<36}{before:>16}{after:>16}")
-            self.say(f"Before: {note}" if self.args.do_train else "",
+            self.say(f"Before: {self.note}" if self.args.do_train else "",
                      f"Results are in {self.folder / 'all_results.json'}")
-        accelerator.log({name: results[name] for name, *_ in rows}, step=results.get("step", 0))
-        accelerator.end_training()
+        self.accelerator.log({name: results[name] for name, *_ in rows}, step=results.get("step", 0))
+        self.accelerator.end_training()
         if self.repository:
             with blame("--push_to_hub", f"The model is safe in {self.folder}; upload it with: hf "
                        f"upload NAME/MODEL {self.folder}"):
@@ -2456,55 +2499,11 @@ def as_predictions(scores):
 
 
 class LoopRun(Run):
-    """A run of a loop: its model and its state, and what is due around its updates.
-
-    Args:
-        task: what the script does, in a word: "mlm".
-        args: Namespace of the flags.
-        writes: whether the run leaves something behind.
-        unused_weights: whether the model leaves some of its weights without a gradient.
+    """A run of a loop: what is due around its updates.
 
     Attributes:
-        accelerator: of accelerate.
-        device: where tensors go.
-        stop_signal: a StopSignal.
         max_steps: updates to make, from `begin` on.
-        step, and what else open_output names: what a checkpoint carries besides the weights.
     """
-
-    def __init__(self, task, args, writes=True, unused_weights=False):
-        transformers.logging.set_verbosity_error()  # the lines below say it of heads and lengths
-        transformers.logging.disable_progress_bar()
-        on_cpu, precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
-        find_unused = DistributedDataParallelKwargs(find_unused_parameters=unused_weights)
-        self.accelerator = accelerator = Accelerator(
-            cpu=on_cpu, mixed_precision=precision, log_with=args.report_to or None,
-            project_dir=args.output_dir, kwargs_handlers=[find_unused])
-        super().__init__(task, args, vars(args), accelerator.num_processes,
-                         accelerator.process_index, accelerator.local_process_index)
-        self.device, self.stop_signal = accelerator.device, StopSignal()
-        if not self.is_main:
-            datasets.disable_progress_bars()
-        state = self.open(writes)
-        self.state_names = [*state]
-        vars(self).update(state)  # each as an attribute of its own: `write` saves them by name
-
-    def load_model(self, kind, config, vocab_size, head):
-        """Load --model, or the checkpoint that the run goes on from. Arguments as of load_model."""
-        args, name = self.args, str(self.checkpoint or self.args.model)
-        set_seed(args.seed)
-        model, note = load_model(kind, name, None if self.checkpoint else config, vocab_size, head,
-                                 from_scratch=args.from_scratch and not self.checkpoint,
-                                 **hub_settings(args))
-        self.note = self.note or note  # of the model that the run began with
-        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}")
-        self.describe(self.device, self.threads, self.accelerator.mixed_precision)
-        return model
-
-    def only_use(self, model):
-        """Make a model ready that is not trained, as it computes in a training."""
-        self.start_trackers(self.accelerator, self.run_id, self.step)
-        return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def begin(self, model, tokenizer, sampler, score, weights):
         """Make ready for the first update, and clear the folder of what the run replaces.
@@ -2542,7 +2541,7 @@ class LoopRun(Run):
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); going on "
                  f"from {self.checkpoint or 'the start'}")
         scores = score(self.model) if score and not self.checkpoint else {}
-        self.start_trackers(self.accelerator, self.run_id, self.step)
+        self.start_trackers()
         if self.is_main:  # only now that nothing is left to go wrong
             clear_output(self.folder, self.step, args.overwrite_output_dir)
         self.bar = tqdm(total=self.max_steps, initial=self.step, desc="Training",
@@ -2646,22 +2645,17 @@ class LoopRun(Run):
         scaler = self.accelerator.scaler
         training = {"optimizer": self.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler else None}
-        state = {name: vars(self)[name] for name in self.state_names}
+        state = json.dumps(self.state(), indent=1)
         with blame(f"{folder} cannot be written", "A whole checkpoint, if there was one, is still "
                    "there."):
             self.unwrapped().save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             torch.save(training, folder / "optimizer.pt")
-            (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            (folder / "state.json").write_text(state, encoding="utf-8")
 
     def unwrapped(self):
         """Give the model as it is saved."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
-    def in_float32(self, model):
-        """Take a model out of its wrappers: what is shown is computed in float32."""
-        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False,
-                                             keep_torch_compile=False)
 
     def finish(self):
         """End the run where a signal has stopped it; else load the best model, if asked for.

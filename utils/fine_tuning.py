@@ -1,21 +1,17 @@
 """What stands around a model that a Trainer fine-tunes: its run, its head and its dropout."""
 
+import copy
 import hashlib
 import json
 import os
 
-import datasets
 import torch
 import torch.distributed
-import transformers
-from accelerate import Accelerator
 from transformers import EarlyStoppingCallback
 
-from utils.devices import choose_device
 from utils.models import checkpoint_gradients
 from utils.output import clear_output
 from utils.runs import Run
-from utils.signals import StopSignal, end_stopped_run
 from utils.similar_lengths import SimilarLengthSampler
 from utils.trainer import ExactTrainer, make_training_arguments, run_trainer, shown_settings
 
@@ -37,79 +33,54 @@ def write_list(folder, file, rows, words, say):
 
 
 class TrainerRun(Run):
-    """A run that fine-tunes a model, or only uses one.
+    """A run that fine-tunes a model by a Trainer, or only uses one.
 
     Args:
-        task: what the script does, in a word: "ner".
-        kind: its subclass of TrainingArguments.
-        args: Namespace of the flags.
+        task, args, writes: as of Run.
+        kind: the script's subclass of TrainingArguments.
         hidden: names of flags that the model card does not show.
 
     Attributes:
         training: the TrainingArguments.
-        device: where tensors go.
-        state: what a checkpoint carries besides the weights, from `open` on; "note" says what of
-            the model that the run began with started at random.
     """
 
-    def __init__(self, task, kind, args, *, hidden=()):
-        transformers.logging.set_verbosity_error()  # what they say of heads and lengths, we say
-        transformers.logging.disable_progress_bar()
-        datasets.logging.set_verbosity_error()
-        self.on_cpu, self.precision, self.threads = choose_device(args.mixed_precision,
-                                                                  args.cpu_threads)
-        self.kind = kind
-        self.training = make_training_arguments(kind, args, self.on_cpu, self.precision, False)
-        settings = {flag: value for flag, value in shown_settings(args, kind).items()
-                    if flag not in hidden}
-        super().__init__(task, args, settings, self.training.world_size,
-                         self.training.process_index, self.training.local_process_index)
-        self.device = self.training.device
-        if not self.is_main:
-            datasets.disable_progress_bars()
+    def __init__(self, task, args, writes, kind, *, hidden=()):
+        super().__init__(task, args, writes)
+        precision = self.accelerator.mixed_precision
+        self.training = make_training_arguments(kind, args, self.on_cpu, precision)
+        self.settings = {flag: value for flag, value in shown_settings(args, kind).items()
+                         if flag not in hidden}
 
-    def begin(self, model, note):
-        """Say what a model is, and quicken its dropout. note: what of it starts at random."""
-        name = self.checkpoint or self.args.model
-        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}")
-        self.state["note"] = self.state["note"] or note
-        quicken_dropout(model, self.on_cpu)
+    def introduce(self, model, note):
+        """Say what the run begins with, and quicken its dropout. note: as of load_model."""
+        super().introduce(model, note)
+        quicken_dropout(model, self.on_cpu)  # where nothing is dropped, it computes as in training
 
-    def use(self, model, note):
-        """Make a model ready that is not trained: (accelerator, model). note: as for begin."""
-        self.begin(model, note)  # nothing is dropped, but it computes as in a training
-        accelerator = Accelerator(cpu=self.on_cpu, mixed_precision=self.training.mixed_precision,
-                                  log_with=self.args.report_to or None, project_dir=self.folder)
-        self.start_trackers(accelerator, self.state["run_id"], self.state["step"])
-        return accelerator, accelerator.prepare_model(model, evaluation_mode=True)
-
-    def fit(self, model, note, tokenizer, lengths, *, score, **how):
+    def fit(self, model, tokenizer, lengths, *, score, **how):
         """Train a model, from the checkpoint where there is one: (trainer, results).
 
         A signal ends the run.
 
         Args:
-            note: as for begin.
             tokenizer: is saved beside the model.
             lengths: tokens of each window.
             score: as for an ExactTrainer.
             how: collator and compute_loss_func, as for an ExactTrainer.
         """
-        self.begin(model, note)
-        args, has_scores = self.args, score is not None
-        training = make_training_arguments(self.kind, args, self.on_cpu, self.precision, has_scores)
-        self.settings["load_best_model_at_end"] = training.load_best_model_at_end
+        args, training = self.args, copy.copy(self.training)
         training.output_dir = str(self.folder)
-        training.eval_on_start = has_scores and self.checkpoint is None
+        training.eval_on_start = score is not None and self.checkpoint is None
+        if score is None:
+            training.eval_strategy, training.load_best_model_at_end = "no", False
+        self.settings["load_best_model_at_end"] = training.load_best_model_at_end
         if training.activation_checkpointing:
             checkpoint_gradients(model)
         sampler = SimilarLengthSampler(lengths, args.per_device_train_batch_size,
                                        args.gradient_accumulation_steps, self.num_processes,
                                        self.rank, args.seed)
         patience = args.early_stopping_patience
-        trainer = ExactTrainer(model=model, args=training, report_to=args.report_to, processes=self,
-                               sampler=sampler, score=score, run_state=self.state,
-                               stop_signal=StopSignal(), tokenizer=tokenizer,
+        trainer = ExactTrainer(model=model, args=training, run=self, sampler=sampler, score=score,
+                               tokenizer=tokenizer,
                                callbacks=[EarlyStoppingCallback(patience)] if patience else None,
                                **how)
         self.say(f"Updates     {trainer.last_update:,}, {sampler.updates_in(0):,} an epoch, with "
@@ -117,13 +88,9 @@ class TrainerRun(Run):
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); "
                  f"{sampler.padding():.1%} of the tokens are padding")
         if self.is_main:
-            clear_output(self.folder, self.state["step"], args.overwrite_output_dir)
-        self.start_trackers(trainer.accelerator, self.state["run_id"], self.state["step"])
-        results = run_trainer(trainer, self.checkpoint, self.say)
-        if trainer.stopped:
-            number, step = trainer.stop_signal.number, trainer.state.global_step
-            end_stopped_run(trainer.accelerator, number, step, self.say)
-        return trainer, results
+            clear_output(self.folder, self.step, args.overwrite_output_dir)
+        self.start_trackers()
+        return trainer, run_trainer(trainer)
 
 
 def vocabulary_of(tokenizer):

@@ -5,22 +5,17 @@ import math
 import time
 from itertools import islice
 
-import datasets
 import numpy as np
 import torch
-import transformers
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import get_scheduler
 
 from utils.checkpoints import save_checkpoint
-from utils.devices import choose_device
 from utils.errors import blame
-from utils.models import checkpoint_gradients, hub_settings, load_model
+from utils.models import checkpoint_gradients
 from utils.output import clear_output
 from utils.runs import Run
-from utils.signals import StopSignal, end_stopped_run
+from utils.signals import end_stopped_run
 
 
 def build_optimizer(model, learning_rate, weight_decay):
@@ -38,55 +33,11 @@ def as_predictions(scores):
 
 
 class LoopRun(Run):
-    """A run of a loop: its model and its state, and what is due around its updates.
-
-    Args:
-        task: what the script does, in a word: "mlm".
-        args: Namespace of the flags.
-        writes: whether the run leaves something behind.
-        unused_weights: whether the model leaves some of its weights without a gradient.
+    """A run of a loop: what is due around its updates.
 
     Attributes:
-        accelerator: of accelerate.
-        device: where tensors go.
-        stop_signal: a StopSignal.
         max_steps: updates to make, from `begin` on.
-        step, and what else open_output names: what a checkpoint carries besides the weights.
     """
-
-    def __init__(self, task, args, writes=True, unused_weights=False):
-        transformers.logging.set_verbosity_error()  # the lines below say it of heads and lengths
-        transformers.logging.disable_progress_bar()
-        on_cpu, precision, self.threads = choose_device(args.mixed_precision, args.cpu_threads)
-        find_unused = DistributedDataParallelKwargs(find_unused_parameters=unused_weights)
-        self.accelerator = accelerator = Accelerator(
-            cpu=on_cpu, mixed_precision=precision, log_with=args.report_to or None,
-            project_dir=args.output_dir, kwargs_handlers=[find_unused])
-        super().__init__(task, args, vars(args), accelerator.num_processes,
-                         accelerator.process_index, accelerator.local_process_index)
-        self.device, self.stop_signal = accelerator.device, StopSignal()
-        if not self.is_main:
-            datasets.disable_progress_bars()
-        state = self.open(writes)
-        self.state_names = [*state]
-        vars(self).update(state)  # each as an attribute of its own: `write` saves them by name
-
-    def load_model(self, kind, config, vocab_size, head):
-        """Load --model, or the checkpoint that the run goes on from. Arguments as of load_model."""
-        args, name = self.args, str(self.checkpoint or self.args.model)
-        set_seed(args.seed)
-        model, note = load_model(kind, name, None if self.checkpoint else config, vocab_size, head,
-                                 from_scratch=args.from_scratch and not self.checkpoint,
-                                 **hub_settings(args))
-        self.note = self.note or note  # of the model that the run began with
-        self.say(f"Model       {name}, {model.num_parameters():,} weights; {note}")
-        self.describe(self.device, self.threads, self.accelerator.mixed_precision)
-        return model
-
-    def only_use(self, model):
-        """Make a model ready that is not trained, as it computes in a training."""
-        self.start_trackers(self.accelerator, self.run_id, self.step)
-        return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def begin(self, model, tokenizer, sampler, score, weights):
         """Make ready for the first update, and clear the folder of what the run replaces.
@@ -124,7 +75,7 @@ class LoopRun(Run):
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); going on "
                  f"from {self.checkpoint or 'the start'}")
         scores = score(self.model) if score and not self.checkpoint else {}
-        self.start_trackers(self.accelerator, self.run_id, self.step)
+        self.start_trackers()
         if self.is_main:  # only now that nothing is left to go wrong
             clear_output(self.folder, self.step, args.overwrite_output_dir)
         self.bar = tqdm(total=self.max_steps, initial=self.step, desc="Training",
@@ -228,22 +179,17 @@ class LoopRun(Run):
         scaler = self.accelerator.scaler
         training = {"optimizer": self.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler else None}
-        state = {name: vars(self)[name] for name in self.state_names}
+        state = json.dumps(self.state(), indent=1)
         with blame(f"{folder} cannot be written", "A whole checkpoint, if there was one, is still "
                    "there."):
             self.unwrapped().save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             torch.save(training, folder / "optimizer.pt")
-            (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            (folder / "state.json").write_text(state, encoding="utf-8")
 
     def unwrapped(self):
         """Give the model as it is saved."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
-    def in_float32(self, model):
-        """Take a model out of its wrappers: what is shown is computed in float32."""
-        return self.accelerator.unwrap_model(model, keep_fp32_wrapper=False,
-                                             keep_torch_compile=False)
 
     def finish(self):
         """End the run where a signal has stopped it; else load the best model, if asked for.

@@ -31,7 +31,8 @@ def open_output(output_dir, training, resume, overwrite, say):
         InputError: the folder is in use or cannot be written, or the checkpoint is not whole.
     """
     state = {"step": 0, "totals": 0, "logged": 0, "initial": {}, "latest": {}, "best": {},
-             "fills": {}, "note": "", "made_with": {}, "run_id": os.urandom(8).hex()}
+             "fills": {}, "note": "", "made_with": {}, "ended_by_patience": None,
+             "run_id": os.urandom(8).hex()}
     if output_dir is None:
         return None, state
     with blame(f"--output_dir {output_dir}: cannot be written, or is a file", "Name another "
