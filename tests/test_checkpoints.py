@@ -78,6 +78,7 @@ def test_a_missing_file_is_named(checkpoint, missing):
         b'{"files": {"model.safe',
         b"\0" * 300,
         b'{"files": "\xff"}',
+        b'{"files": {}}',
         b"[]",
         b"null",
         b"{}",
@@ -92,7 +93,7 @@ def test_a_damaged_manifest_is_named(checkpoint, content):
 
 
 @pytest.mark.parametrize(
-    "content", [{"files": {}}, {"state.json": 5}, {"state.json": None}, {"state.json": ""}, {"other.json": "ab" * 32}]
+    "content", [{"state.json": 5}, {"state.json": None}, {"state.json": ""}, {"other.json": "ab" * 32}]
 )
 def test_a_manifest_of_other_files_or_hashes_does_not_agree(checkpoint, content):
     (checkpoint / "manifest.json").write_text(json.dumps(content))

@@ -10,7 +10,8 @@ from helpers import contents
 
 from utils.checkpoints import save_checkpoint
 from utils.errors import InputError
-from utils.output import check_resume, clear_output, cut_log, open_output
+from utils.output import clear_output, cut_log, open_output
+from utils.runs import FIXED, Run
 
 
 def save(folder, *steps, limit=9, **state):
@@ -141,33 +142,51 @@ def test_the_best_score_is_taken_up_where_its_checkpoint_is_there(tmp_path):
 # ---------------------------------------------------------------- check_resume
 
 
-def processes(number=1, steps=None):
-    """Stands for Processes, each of which has made so many updates."""
-    return SimpleNamespace(num_processes=number, sum=lambda step: [sum(steps or [step] * number)])
+FLAGS = {name: 0 for name in FIXED} | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 
 
-def test_a_run_notes_what_it_is_made_with(tmp_path):
-    state = {"step": 0}
-    check_resume({"seed": 1}, processes(), state, None)
-    assert state["made_with"] == {"seed": 1}
+def hold(checkpoint, before, processes=1, steps=None, step=5, **flags):
+    """Hold a run with these flags against the checkpoint of an earlier one: what it notes of itself."""
+    run = SimpleNamespace(task="mlm", args=SimpleNamespace(**FLAGS | flags), checkpoint=checkpoint, made_with=before)
+    run.step, run.num_processes, run.sum = step, processes, lambda step: [sum(steps or [step] * processes)]
+    Run.check_resume(run, "bert", {"train": "57 examples"}, ["masking"])
+    return run.made_with
+
+
+def test_a_run_notes_what_it_is_made_with():
+    noted = hold(None, {}, processes=2, step=0, masking="token", seed=3)
+    assert {"train": "57 examples", "task": "mlm", "kind of model": "bert", "global batch": 16,
+            "--masking": "token", "--seed": 3}.items() <= noted.items()  # fmt: skip
+    assert {"--warmup_steps", "--lr_scheduler_type", "--max_grad_norm", "--learning_rate"} <= noted.keys()
 
 
 def test_a_resume_with_the_same_settings_goes_on(tmp_path):
-    state = {"step": 5, "made_with": {"seed": 1, "--warmup_steps": 0.1}}
-    check_resume({"--warmup_steps": 0.1, "seed": 1}, processes(2), state, tmp_path)
-    assert state["made_with"] == {"seed": 1, "--warmup_steps": 0.1}
+    noted = hold(None, {}, step=0, masking="token", warmup_steps=0.1)
+    assert hold(tmp_path, noted, masking="token", warmup_steps=0.1) == noted
 
 
-@pytest.mark.parametrize("before", [{"seed": 1}, {"seed": 1, "global batch": 32}])
-def test_a_resume_with_another_setting_or_batch_is_refused_with_both_values(tmp_path, before):
-    was = before.get("global batch")
-    with pytest.raises(InputError, match=f"{tmp_path}: global batch was {was} and is now 16.*with 2 processes"):
-        check_resume({"seed": 1, "global batch": 16}, processes(2), {"step": 5, "made_with": before}, tmp_path)
+@pytest.mark.parametrize("change", [{"gradient_accumulation_steps": 4}, {"per_device_train_batch_size": 8}])
+def test_a_resume_with_another_batch_is_refused_with_both_values(tmp_path, change):
+    noted = hold(None, {}, step=0, masking="token")
+    shared_out = {"processes": 2, "gradient_accumulation_steps": 1}
+    assert hold(tmp_path, noted, masking="token", **shared_out) == noted
+    with pytest.raises(InputError, match=f"{tmp_path}: global batch was 8 and is now 32.*with 2 processes"):
+        hold(tmp_path, noted, processes=2, masking="token", **change)
 
 
-def test_processes_that_found_different_checkpoints_are_refused(tmp_path):
+@pytest.mark.parametrize("flag", ["masking", *FIXED])
+def test_a_resume_with_another_setting_is_refused(tmp_path, flag):
+    noted = hold(None, {}, step=0, **{"masking": "token", flag: 1})
+    with pytest.raises(InputError, match=f"{tmp_path}: --{flag} was 1 and is now 2"):
+        hold(tmp_path, noted, **{"masking": "token", flag: 2})
+    del noted[f"--{flag}"]  # as of a run that knew of no such flag
+    with pytest.raises(InputError, match=f"--{flag} was None and is now 1"):
+        hold(tmp_path, noted, **{"masking": "token", flag: 1})
+
+
+def test_processes_that_found_different_checkpoints_are_refused():
     with pytest.raises(InputError, match="different checkpoints.*shared disk"):
-        check_resume({}, processes(2, [5, 0]), {"step": 5, "made_with": {}}, tmp_path)
+        hold(None, {}, processes=2, steps=[5, 0], masking="token")
 
 
 # ---------------------------------------------------------------- clear_output
