@@ -660,7 +660,7 @@ def main(argv=None):
     for split, (examples, run.card["data"][split]) in data.items():
         score[split] = partial(evaluate, examples=examples, collator=eval_collator, run=run,
                                batch_size=args.per_device_eval_batch_size)
-        content[split] = examples._fingerprint
+        content[split] = f"{len(examples):,} examples ({examples._fingerprint})"
     content.pop("test", None)
     run.card |= {"task": f"trained by masked language modelling; {run.note}", "tag": "fill-mask"}
     with explain_out_of_memory(args.max_seq_length):
@@ -1961,6 +1961,8 @@ def open_output(output_dir, training, resume, overwrite, say):
              "run_id": os.urandom(8).hex()}
     if output_dir is None:
         return None, state
+    if not output_dir:  # as of a variable of the shell that is not set
+        raise InputError("--output_dir is empty; name a folder")
     with blame(f"--output_dir {output_dir}: cannot be written, or is a file", "Name another "
                "folder."):
         os.makedirs(output_dir, exist_ok=True)
@@ -2125,20 +2127,20 @@ class Run(Processes):
             project_dir=args.output_dir, kwargs_handlers=[find_unused])
         super().__init__(accelerator.num_processes, accelerator.process_index,
                          accelerator.local_process_index)
-        self.task, self.args, self.settings, self.repository = task, args, vars(args), None
+        self.task, self.args, self.settings, self.writes = task, args, vars(args), writes
         self.device, self.is_main = accelerator.device, self.rank == 0
         self.card = {"tag": None, "data": {}, "tables": ""}
-        self.stop_signal = StopSignal()
+        self.stop_signal, self.repository = StopSignal(), None
         if not self.is_main:
             datasets.disable_progress_bars()
-        self.open(writes)
+        self.open()
 
     def say(self, *lines):
         """Print lines, on the first process alone."""
         if self.is_main:
             print(*lines, sep="\n", flush=True)
 
-    def open(self, writes):
+    def open(self):
         """Open the folder, and take up the state of the checkpoint, where there is one.
 
         A run that does not train leaves what is there, and gets a folder of its own in it.
@@ -2146,9 +2148,10 @@ class Run(Processes):
         args = self.args
         self.folder = Path(args.output_dir)
         resume = args.resume_from_checkpoint if args.do_train else None
-        self.checkpoint, state = open_output(args.output_dir if writes else None, args.do_train,
-                                             resume, args.overwrite_output_dir, self.say)
-        if writes and not args.do_train and (self.folder / "model.safetensors").exists():
+        self.checkpoint, state = open_output(args.output_dir if self.writes else None,
+                                             args.do_train, resume, args.overwrite_output_dir,
+                                             self.say)
+        if self.writes and not args.do_train and (self.folder / "model.safetensors").exists():
             number = 1
             while (self.folder / f"eval-{number}").exists():
                 number += 1
@@ -2268,7 +2271,7 @@ class Run(Processes):
 
         A run that was resumed adds to the results that it finds.
         """
-        if not (self.is_main and results):
+        if not (self.is_main and self.writes):
             return
         path, older = self.folder / "all_results.json", {}
         if self.checkpoint and path.exists():

@@ -2509,6 +2509,8 @@ def open_output(output_dir, training, resume, overwrite, say):
              "run_id": os.urandom(8).hex()}
     if output_dir is None:
         return None, state
+    if not output_dir:  # as of a variable of the shell that is not set
+        raise InputError("--output_dir is empty; name a folder")
     with blame(f"--output_dir {output_dir}: cannot be written, or is a file", "Name another "
                "folder."):
         os.makedirs(output_dir, exist_ok=True)
@@ -2673,20 +2675,20 @@ class Run(Processes):
             project_dir=args.output_dir, kwargs_handlers=[find_unused])
         super().__init__(accelerator.num_processes, accelerator.process_index,
                          accelerator.local_process_index)
-        self.task, self.args, self.settings, self.repository = task, args, vars(args), None
+        self.task, self.args, self.settings, self.writes = task, args, vars(args), writes
         self.device, self.is_main = accelerator.device, self.rank == 0
         self.card = {"tag": None, "data": {}, "tables": ""}
-        self.stop_signal = StopSignal()
+        self.stop_signal, self.repository = StopSignal(), None
         if not self.is_main:
             datasets.disable_progress_bars()
-        self.open(writes)
+        self.open()
 
     def say(self, *lines):
         """Print lines, on the first process alone."""
         if self.is_main:
             print(*lines, sep="\n", flush=True)
 
-    def open(self, writes):
+    def open(self):
         """Open the folder, and take up the state of the checkpoint, where there is one.
 
         A run that does not train leaves what is there, and gets a folder of its own in it.
@@ -2694,9 +2696,10 @@ class Run(Processes):
         args = self.args
         self.folder = Path(args.output_dir)
         resume = args.resume_from_checkpoint if args.do_train else None
-        self.checkpoint, state = open_output(args.output_dir if writes else None, args.do_train,
-                                             resume, args.overwrite_output_dir, self.say)
-        if writes and not args.do_train and (self.folder / "model.safetensors").exists():
+        self.checkpoint, state = open_output(args.output_dir if self.writes else None,
+                                             args.do_train, resume, args.overwrite_output_dir,
+                                             self.say)
+        if self.writes and not args.do_train and (self.folder / "model.safetensors").exists():
             number = 1
             while (self.folder / f"eval-{number}").exists():
                 number += 1
@@ -2816,7 +2819,7 @@ class Run(Processes):
 
         A run that was resumed adds to the results that it finds.
         """
-        if not (self.is_main and results):
+        if not (self.is_main and self.writes):
             return
         path, older = self.folder / "all_results.json", {}
         if self.checkpoint and path.exists():
@@ -3002,13 +3005,8 @@ class RunCallback(TrainerCallback):
         self.trainer, self.run, self.bar = trainer, trainer.run, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        trainer = self.trainer
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="Training",
                         unit=" updates", disable=not self.run.is_main or None)
-        ends_epoch = state.global_step and trainer.sampler.place(state.global_step)[1] == 0
-        if ends_epoch and args.eval_strategy == "epoch" and trainer.lacks_scores():
-            # The run ended between the last update of an epoch and what follows it.
-            trainer._determine_best_metric(trainer.evaluate(), None)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         sampler = self.trainer.sampler
@@ -3024,16 +3022,19 @@ class RunCallback(TrainerCallback):
         self.bar.update()
         trainer, run = self.trainer, self.run
         run.step = state.global_step
-        if run.step >= state.max_steps:
-            # The end of an epoch, which follows, evaluates by itself where each one does.
-            control.should_evaluate = trainer.score is not None and args.eval_strategy != "epoch"
-            control.should_log = True
-        elif run.sum(run.stop_signal.number > 0)[0]:
+        is_last = run.step >= state.max_steps
+        is_due = (args.eval_strategy == "epoch" and args.eval_delay <= state.epoch
+                  and trainer.sampler.place(run.step)[1] == 0)
+        if trainer.score and (is_last or is_due):
+            control.should_evaluate = True  # before it is saved: a checkpoint has its scores
+        if run.sum(run.stop_signal.number > 0)[0] and not is_last:
             trainer.stopped = control.should_save = control.should_training_stop = True
-        control.should_log |= control.should_save  # no loss is left for after a resume
+        control.should_log |= is_last or control.should_save  # no loss is left for after a resume
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_log |= control.should_save
+        if self.trainer.scored_at == state.global_step:
+            control.should_evaluate = False
         if self.trainer.stopped:  # no end of an epoch: what is due at one is done after the resume
             control.should_evaluate = control.should_save = False
 
@@ -3117,11 +3118,6 @@ class ExactTrainer(Trainer):
         self.paused += time.perf_counter() - begun
         return scores
 
-    def lacks_scores(self):
-        """Whether the model was not scored after its last update, though there are data for it."""
-        scored = [line["step"] for line in self.state.log_history if "eval_loss" in line]
-        return self.score and self.state.global_step not in scored
-
     def kept_step(self):
         """The update whose model is kept: the best one's where that is asked for, or the last."""
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
@@ -3166,10 +3162,6 @@ class ExactTrainer(Trainer):
         """Take up the state of a run that had come to its end, and the model that it kept."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.accelerator.prepare_model(self.model, evaluation_mode=True)
-        if self.lacks_scores():  # it ended between its last update and what follows it
-            self.is_in_train = True  # so that they are logged
-            self._determine_best_metric(self.evaluate(), None)
-            self.is_in_train = False
         best = self.run.folder / f"checkpoint-{self.state.best_global_step}"
         self.state.best_model_checkpoint = str(best) if best.exists() else None
         if self.args.load_best_model_at_end and best.exists():
@@ -3205,7 +3197,10 @@ def run_trainer(trainer):
         seen = sampler.examples_until(run.step) - sampler.examples_until(before)
         results |= {"train_runtime": seconds, "train_samples_per_second": seen / seconds}
     scores = {line["step"]: line for line in history if "eval_loss" in line}.get(kept, {})
-    return results | {name: value for name, value in scores.items() if name not in ("step", "epoch")}
+    if trainer.score and not scores:  # it ends where the run that it goes on from did not
+        scores = trainer.evaluate()
+    names = [name.removeprefix("initial_") for name in run.initial]  # in their order
+    return results | {name: scores[name] for name in names if name in scores}
 
 
 # ==== utils/fine_tuning.py, whole (to change it, change it there; `make fix` copies it) ====

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from datasets import ClassLabel, Dataset, Features, List, Value
-from helpers import ALIKE, Run, read_log, read_results
+from helpers import ALIKE, Run, contents, read_log, read_results
 from safetensors.torch import load_file
 from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
@@ -86,7 +86,7 @@ def run_all(folder, runs):
     for done, (_, processes) in zip(found, started, strict=True):
         if done.status == 0:
             assert f"{processes} process" in re.search("Running on .*", done.out)[0]  # a launch can fall back to one
-            assert done.out.count("Running on") == 1
+            assert done.out.count("Running on") == max(1, done.out.count("Round "))
     return found
 
 
@@ -598,7 +598,7 @@ def test_settings_of_the_config_file_hold_unless_typed(varied):
     log = read_log(output_dir, "loss")
     assert [(entry["step"], entry["learning_rate"]) for entry in log] == [(n, 1e-3) for n in range(1, 5)]
     assert len(read_log(output_dir, "eval_f1")) == 1  # a share of the training sentences, after the last update
-    assert 'class_weights: "PER=2"' in (output_dir / "README.md").read_text(encoding="utf-8")
+    assert 'class_weights: PER=2' in (output_dir / "README.md").read_text(encoding="utf-8")
 
 
 def test_faulty_rows_may_be_skipped_and_are_listed(varied):
@@ -686,13 +686,16 @@ def test_what_is_certain_of_the_unlabelled_is_learned_in_the_next_round(tiny_ber
     assert nats == pytest.approx(read_results(out)["eval_loss"], rel=1e-5)
 
 
-def test_a_model_that_is_scored_on_its_own_loses_the_scores_of_before_its_training(ner, trained, files, tmp_path):
+def test_what_scores_a_model_in_its_own_folder_leaves_that_as_it_was_and_writes_beside(ner, trained, files, tmp_path):
     shutil.copytree(trained[0], tmp_path / "out")
-    ner(model=tmp_path / "out", validation_file=files["test_file"]).checked()
-    before, after = read_results(trained[0]), read_results(tmp_path / "out")
-    assert after.keys() == {name for name in before if not name.startswith("initial_")}
-    assert after["train_loss"] == before["train_loss"] and after["eval_f1"] != before["eval_f1"]
-    assert after["eval_f1"] == before["predict_f1"] == after["predict_f1"]  # of the same sentences
+    before, results = contents(tmp_path / "out"), read_results(trained[0])
+    for number in (1, 2):
+        ner(model=tmp_path / "out", validation_file=files["test_file"]).checked()
+        scores = read_results(tmp_path / "out" / f"eval-{number}")
+        assert scores["eval_f1"] == results["predict_f1"]  # of the same sentences
+        assert not [name for name in scores if name.startswith(("initial_", "train_"))]
+    after = {path: data for path, data in contents(tmp_path / "out").items() if not path.parts[0].startswith("eval-")}
+    assert after == before
 
 
 def test_flags_may_be_spelt_with_hyphens_and_switched_off():

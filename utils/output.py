@@ -35,6 +35,8 @@ def open_output(output_dir, training, resume, overwrite, say):
              "run_id": os.urandom(8).hex()}
     if output_dir is None:
         return None, state
+    if not output_dir:  # as of a variable of the shell that is not set
+        raise InputError("--output_dir is empty; name a folder")
     with blame(f"--output_dir {output_dir}: cannot be written, or is a file", "Name another "
                "folder."):
         os.makedirs(output_dir, exist_ok=True)

@@ -58,20 +58,20 @@ class Run(Processes):
             project_dir=args.output_dir, kwargs_handlers=[find_unused])
         super().__init__(accelerator.num_processes, accelerator.process_index,
                          accelerator.local_process_index)
-        self.task, self.args, self.settings, self.repository = task, args, vars(args), None
+        self.task, self.args, self.settings, self.writes = task, args, vars(args), writes
         self.device, self.is_main = accelerator.device, self.rank == 0
         self.card = {"tag": None, "data": {}, "tables": ""}
-        self.stop_signal = StopSignal()
+        self.stop_signal, self.repository = StopSignal(), None
         if not self.is_main:
             datasets.disable_progress_bars()
-        self.open(writes)
+        self.open()
 
     def say(self, *lines):
         """Print lines, on the first process alone."""
         if self.is_main:
             print(*lines, sep="\n", flush=True)
 
-    def open(self, writes):
+    def open(self):
         """Open the folder, and take up the state of the checkpoint, where there is one.
 
         A run that does not train leaves what is there, and gets a folder of its own in it.
@@ -79,9 +79,10 @@ class Run(Processes):
         args = self.args
         self.folder = Path(args.output_dir)
         resume = args.resume_from_checkpoint if args.do_train else None
-        self.checkpoint, state = open_output(args.output_dir if writes else None, args.do_train,
-                                             resume, args.overwrite_output_dir, self.say)
-        if writes and not args.do_train and (self.folder / "model.safetensors").exists():
+        self.checkpoint, state = open_output(args.output_dir if self.writes else None,
+                                             args.do_train, resume, args.overwrite_output_dir,
+                                             self.say)
+        if self.writes and not args.do_train and (self.folder / "model.safetensors").exists():
             number = 1
             while (self.folder / f"eval-{number}").exists():
                 number += 1
@@ -201,7 +202,7 @@ class Run(Processes):
 
         A run that was resumed adds to the results that it finds.
         """
-        if not (self.is_main and results):
+        if not (self.is_main and self.writes):
             return
         path, older = self.folder / "all_results.json", {}
         if self.checkpoint and path.exists():
