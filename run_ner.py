@@ -3,24 +3,22 @@
 # dependencies = ["torch>=2.13", "transformers>=5.23", "accelerate>=1.15", "datasets>=5.2",
 #                 "multiprocess>=0.70.19", "evaluate>=0.4.6", "seqeval>=1.2.2", "numpy>=2.4",
 #                 "pyarrow>=26.0", "huggingface-hub>=2.4", "PyYAML>=6.0", "tqdm>=4.67",
-#                 "matplotlib>=3.11", "wandb>=0.31"]
+#                 "wandb>=0.31"]
 # ///
-"""Train a model to find names in text (named entity recognition), and report precision, recall and
-F1.
+"""Train a model to find names in text (named entity recognition), and report precision, recall and F1.
 
-    accelerate launch run_ner.py --model bert-base-cased --train_file train.conll --validation_file
-    dev.conll accelerate launch run_ner.py --model outputs/ner --test_file test.conll
+    accelerate launch run_ner.py --model bert-base-cased --train_file train.conll --validation_file dev.conll
+    accelerate launch run_ner.py --model outputs/ner --test_file test.conll
     accelerate launch run_ner.py --model outputs/ner --text "Ada Lovelace was born in London."
 
-Reads tagged sentences: CoNLL (a word a line, its tag last), .jsonl (tokens and ner_tags, or text
-and character spans), .csv with the columns Sentence and Tag, each also as .gz, or a data set of the
-Hub; tags in IOB1, IOB2 or BIOES. Writes to --output_dir: the model and tokenizer, all_results.json
-(eval_f1 and the like by conlleval's rules, eval_strict_f1 by the scheme's), predictions.conll and
-predictions.jsonl, log.jsonl, a picture of what was taken for what, checkpoints and a model card.
+Reads tagged sentences: CoNLL (a word a line, its tag last), .jsonl (tokens and ner_tags, or text and character spans),
+.csv with the columns Sentence and Tag, each also as .gz, or a data set of the Hub; tags in IOB1, IOB2 or BIOES. Writes
+to --output_dir: the model and tokenizer, all_results.json (eval_f1 and the like by conlleval's rules, eval_strict_f1
+by the scheme's), predictions.conll and predictions.jsonl, log.jsonl, checkpoints and a model card.
 Every word gets one prediction and counts, however long its sentence is.
 
-Source: Tjong Kim Sang and De Meulder 2003, https://aclanthology.org/W03-0419/; Devlin et al. 2018,
-section 5.3, https://arxiv.org/abs/1810.04805
+Source: Tjong Kim Sang and De Meulder 2003, https://aclanthology.org/W03-0419/; Devlin et al. 2018, section 5.3,
+https://arxiv.org/abs/1810.04805
 """
 
 import argparse
@@ -71,8 +69,6 @@ try:
     import yaml
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import send_to_device, set_seed
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from seqeval.metrics import accuracy_score, classification_report, f1_score
     from seqeval.metrics.sequence_labeling import get_entities
     from seqeval.scheme import IOB1, IOB2, IOBES
@@ -93,7 +89,7 @@ try:
 except ImportError as error:
     print(f"run_ner.py: error: {error}. Install what it needs: pip install torch transformers "
           "accelerate datasets multiprocess evaluate seqeval numpy pyarrow huggingface-hub PyYAML "
-          "tqdm matplotlib wandb", file=sys.stderr)
+          "tqdm wandb", file=sys.stderr)
     sys.exit(2)
 
 DEFAULT_DATASET = "lhoestq/conll2003"  # taken where no data are named, so that a bare call runs
@@ -1144,36 +1140,6 @@ def write_predictions(output_dir, tagger):
                                                      newline="\n")
 
 
-def draw_confusion(path, references, predictions):
-    """Draw which types of words were taken for which, a share of each row and counts, as a
-    picture.
-    """
-    kinds = [["O" if tag == "O" else tag[2:] for tags in part for tag in tags] for part
-             in (references, predictions)]
-    names = sorted({*kinds[0], *kinds[1]} - {"O"})
-    names = [*names, "O"]
-    number = {name: n for n, name in enumerate(names)}
-    counts = np.zeros((len(names), len(names)), dtype=int)
-    np.add.at(counts, tuple([number[kind] for kind in part] for part in kinds), 1)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.0, 0.75 * len(names) + 2)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title("Words by type")
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=9, color="white"
-                      if shares[row, column] > 0.5 else "#222222")
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true type's words")
-    figure.savefig(path, dpi=120)
-
-
 # ---------------------------------------------------------------- train
 
 
@@ -1439,7 +1405,7 @@ def show_entities(text, entities, note, say):
 
 
 def label_at_end(run, model, taggers, text_tagger, results):
-    """Label test data and --text, and draw what was taken for what: results with the new scores.
+    """Label test data and --text, and show the scores of each type: results with the new scores.
 
     taggers: dict of split to its Tagger. text_tagger: that of --text, or None.
     """
@@ -1456,8 +1422,6 @@ def label_at_end(run, model, taggers, text_tagger, results):
     for split, per_entity in tables.items():
         prefix = {"validation": "eval", "test": "predict"}[split]
         results.setdefault("per_entity", {})[prefix] = per_entity
-        draw_confusion(run.folder / f"{prefix}_confusion.png",
-                       [row["tags"] for row in taggers[split].sentences], taggers[split].tags)
         rows = entity_table(per_entity)
         width = max(len(row[0]) for row in rows) + 2
         run.say(f"\n{split.capitalize()}, by type:")
@@ -2913,6 +2877,8 @@ REFUSED = (  # flags of TrainingArguments that an ExactTrainer has no use for, a
     ("average_tokens_across_devices", "each label weighs the same on any number of devices"),
     ("fsdp fsdp_config deepspeed", "encoders of this size train fastest with plain data "
      "parallelism, by accelerate launch --multi_gpu"),
+    ("bf16_full_eval fp16_full_eval", "it is scored in the precision in which it is trained, that of "
+     "--mixed_precision"),
     ("eval_accumulation_steps batch_eval_metrics prediction_loss_only eval_use_gather_object",
      "evaluation keeps no more than it needs already"),
 )
@@ -2983,19 +2949,14 @@ def make_training_arguments(kind, args, on_cpu, precision):
     return training
 
 
-def shown_settings(args, kind):
-    """Settings for the model card and the trackers: a dict of flags to their values.
+def shown_settings(args):
+    """Settings for the model card and the trackers: dict of flags to their values.
 
     They are the flags that TrainingArguments has not, some of those it has, and what was changed.
-    kind: the script's subclass of TrainingArguments.
     """
-    fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
-    shown = {*vars(args)} - {*fields} | {*kind.__annotations__, *SHOWN}
-    for name, field in fields.items():
-        is_plain = field.init and not callable(field.default_factory)
-        if is_plain and getattr(args, name) != field.default:
-            shown.add(name)
-    return {name: value for name, value in vars(args).items() if name in shown}
+    plain = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    return {name: value for name, value in vars(args).items()
+            if name in SHOWN or value != plain.get(name, dataclasses.MISSING)}
 
 
 class RunCallback(TrainerCallback):
@@ -3144,14 +3105,12 @@ class ExactTrainer(Trainer):
 
     def write_checkpoint(self, folder):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        scaler, state = self.accelerator.scaler, json.dumps(self.run.state(), indent=1)
+        state = json.dumps(self.run.state(), indent=1)
         with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
-            if scaler:
-                torch.save(scaler.state_dict(), folder / "scaler.pt")
+            self._save_optimizer_and_scheduler(folder)
+            self._save_scaler(folder)
             self.state.save_to_json(folder / "trainer_state.json")
             (folder / "state.json").write_text(state, encoding="utf-8")
 
@@ -3238,7 +3197,7 @@ class TrainerRun(Run):
         super().__init__(task, args, writes)
         precision = self.accelerator.mixed_precision
         self.training = make_training_arguments(kind, args, self.on_cpu, precision)
-        self.settings = {flag: value for flag, value in shown_settings(args, kind).items()
+        self.settings = {flag: value for flag, value in shown_settings(args).items()
                          if flag not in hidden}
 
     def introduce(self, model, note):

@@ -5,23 +5,20 @@
 #                 "huggingface-hub>=2.4", "PyYAML>=6.0", "tqdm>=4.67", "matplotlib>=3.11",
 #                 "wandb>=0.31"]
 # ///
-"""Train a model to answer questions with a span of a text (extractive question answering), and
-report its F1.
+"""Train a model to answer questions with a span of a text (extractive question answering), and report its F1.
 
-    accelerate launch run_qa.py --model bert-base-uncased --train_file train.json --validation_file
-    dev.json accelerate launch run_qa.py --model outputs/qa --test_file questions.json
-    accelerate launch run_qa.py --model outputs/qa --question "Who met Babbage?" --context "Ada met
-    Babbage in London."
+    accelerate launch run_qa.py --model bert-base-uncased --train_file train.json --validation_file dev.json
+    accelerate launch run_qa.py --model outputs/qa --test_file questions.json
+    accelerate launch run_qa.py --model outputs/qa --question "Who met Babbage?" --context "Ada met Babbage in London."
 
-Reads questions in SQuAD's layout (.json), rows of id, question, context and answers (.json,
-.jsonl), each also as .gz, or a data set of the Hub; some may have no answer, as in SQuAD 2.0.
-Writes to --output_dir: the model and tokenizer, all_results.json (eval_exact_match or eval_exact,
-eval_f1), predictions.json, nbest_predictions.json and null_odds.json of the test data, or else of
-the validation data, log.jsonl, checkpoints and a model card.
+Reads questions in SQuAD's layout (.json), rows of id, question, context and answers (.json, .jsonl), each also as .gz,
+or a data set of the Hub; some may have no answer, as in SQuAD 2.0. Writes to --output_dir: the model and tokenizer,
+all_results.json (eval_exact_match or eval_exact, eval_f1), predictions.json, nbest_predictions.json and null_odds.json
+of the test data, or else of the validation data, log.jsonl, checkpoints and a model card.
 
-Source: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, and 2018,
-https://arxiv.org/abs/1806.03822, with their scoring scripts; Devlin et al. 2018, sections 4.2 and
-4.3, https://arxiv.org/abs/1810.04805 """
+Source: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, and 2018, https://arxiv.org/abs/1806.03822, with their
+scoring scripts; Devlin et al. 2018, sections 4.2 and 4.3, https://arxiv.org/abs/1810.04805
+"""
 
 import argparse
 import copy
@@ -2925,6 +2922,8 @@ REFUSED = (  # flags of TrainingArguments that an ExactTrainer has no use for, a
     ("average_tokens_across_devices", "each label weighs the same on any number of devices"),
     ("fsdp fsdp_config deepspeed", "encoders of this size train fastest with plain data "
      "parallelism, by accelerate launch --multi_gpu"),
+    ("bf16_full_eval fp16_full_eval", "it is scored in the precision in which it is trained, that of "
+     "--mixed_precision"),
     ("eval_accumulation_steps batch_eval_metrics prediction_loss_only eval_use_gather_object",
      "evaluation keeps no more than it needs already"),
 )
@@ -2995,19 +2994,14 @@ def make_training_arguments(kind, args, on_cpu, precision):
     return training
 
 
-def shown_settings(args, kind):
-    """Settings for the model card and the trackers: a dict of flags to their values.
+def shown_settings(args):
+    """Settings for the model card and the trackers: dict of flags to their values.
 
     They are the flags that TrainingArguments has not, some of those it has, and what was changed.
-    kind: the script's subclass of TrainingArguments.
     """
-    fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
-    shown = {*vars(args)} - {*fields} | {*kind.__annotations__, *SHOWN}
-    for name, field in fields.items():
-        is_plain = field.init and not callable(field.default_factory)
-        if is_plain and getattr(args, name) != field.default:
-            shown.add(name)
-    return {name: value for name, value in vars(args).items() if name in shown}
+    plain = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    return {name: value for name, value in vars(args).items()
+            if name in SHOWN or value != plain.get(name, dataclasses.MISSING)}
 
 
 class RunCallback(TrainerCallback):
@@ -3156,14 +3150,12 @@ class ExactTrainer(Trainer):
 
     def write_checkpoint(self, folder):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        scaler, state = self.accelerator.scaler, json.dumps(self.run.state(), indent=1)
+        state = json.dumps(self.run.state(), indent=1)
         with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
-            if scaler:
-                torch.save(scaler.state_dict(), folder / "scaler.pt")
+            self._save_optimizer_and_scheduler(folder)
+            self._save_scaler(folder)
             self.state.save_to_json(folder / "trainer_state.json")
             (folder / "state.json").write_text(state, encoding="utf-8")
 
@@ -3250,7 +3242,7 @@ class TrainerRun(Run):
         super().__init__(task, args, writes)
         precision = self.accelerator.mixed_precision
         self.training = make_training_arguments(kind, args, self.on_cpu, precision)
-        self.settings = {flag: value for flag, value in shown_settings(args, kind).items()
+        self.settings = {flag: value for flag, value in shown_settings(args).items()
                          if flag not in hidden}
 
     def introduce(self, model, note):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.report import draw, find_panels, main, read_log, table
+from tools.report import count_confusion, draw, draw_confusion, find_panels, main, read_log, table
 
 LOG = [
     {"step": 0, "epoch": 0, "initial_eval_loss": 10.4, "initial_perplexity": 33000.5, "initial_eval_accuracy": 0.0},
@@ -210,3 +210,54 @@ assert "matplotlib.pyplot" not in sys.modules
 assert [matplotlib.rcParams[name] for name in names] == before
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+# ---------------------------------------------------------------- which types were taken for which
+
+PREDICTIONS = """-DOCSTART-\tO\tO
+
+Ada\tB-PER\tB-PER
+Lovelace\tI-PER\tO
+left\tO\tO
+Oslo\tB-LOC\tB-PER
+
+He\tO\tO
+"""
+
+
+def test_words_are_counted_by_true_and_predicted_type(tmp_path):
+    path = tmp_path / "predictions.conll"
+    path.write_text(PREDICTIONS, encoding="utf-8")
+    assert count_confusion(path) == {("PER", "PER"): 1, ("PER", "O"): 1, ("O", "O"): 2, ("LOC", "PER"): 1}
+
+
+def test_without_predictions_or_without_tags_nothing_is_counted(tmp_path):
+    path = tmp_path / "predictions.conll"
+    assert not count_confusion(path)
+    path.write_text("Ada\tB-PER\nleft\tO\n", encoding="utf-8")
+    assert not count_confusion(path)
+
+
+def test_the_picture_shows_each_count_in_its_place_and_shares_of_the_true_type():
+    (axes, _) = draw_confusion({("PER", "PER"): 3, ("PER", "O"): 1, ("O", "O"): 1200, ("LOC", "PER"): 1} | {
+        pair: 0 for pair in (("PER", "LOC"), ("O", "PER"), ("O", "LOC"), ("LOC", "LOC"), ("LOC", "O"))
+    }).axes  # fmt: skip
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["LOC", "PER", "O"]
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {
+        (1, 1): "3", (2, 1): "1", (2, 2): "1,200", (1, 0): "1"}  # fmt: skip
+    assert axes.get_images()[0].get_array().tolist() == [[0, 1, 0], [0, 0.75, 0.25], [0, 0, 1]]
+
+
+def test_the_command_draws_both_pictures_and_names_them(make_run, capsys):
+    folder = make_run("ner")
+    (folder / "predictions.conll").write_text(PREDICTIONS, encoding="utf-8")
+    assert main([str(folder)]) == 0
+    printed = capsys.readouterr().out
+    for name in ("curves.png", "confusion.png"):
+        assert str(folder / name) in printed and (folder / name).read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_a_damaged_line_of_predictions_is_named(make_run, capsys):
+    folder = make_run("ner")
+    (folder / "predictions.conll").write_text(PREDICTIONS + "torn\tO\n", encoding="utf-8")
+    assert_refused(capsys, [folder], "predictions.conll, line 9", "expected 3 columns, found 2", "torn")

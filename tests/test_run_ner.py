@@ -315,7 +315,6 @@ def test_a_test_file_without_tags_is_predicted_and_not_scored(evaluated):
     assert not any("predict" in name for name in read_results(evaluated[0]))
     alone = evaluated[len(EVALUATIONS)]
     assert not any("predict" in name for name in read_results(alone))
-    assert not (alone / "predict_confusion.png").exists()
     assert not (alone / "model.safetensors").exists()
 
 
@@ -488,7 +487,7 @@ def test_the_kept_model_is_the_best_one_even_if_later_ones_were_trained(ner, fil
     assert f"checkpoint-{best['step']}" in [path.name for path in out.glob("checkpoint-*")]
 
 
-def test_the_model_card_has_a_table_of_types_and_both_pictures_are_there(trained):
+def test_the_model_card_has_a_table_of_types(trained):
     output_dir, done = trained
     card, results = (output_dir / "README.md").read_text(encoding="utf-8"), read_results(output_dir)
     front = yaml.safe_load(card.split("---")[1])
@@ -498,7 +497,6 @@ def test_the_model_card_has_a_table_of_types_and_both_pictures_are_there(trained
             scores = [f"{row[name]:.4f}" for name in ("precision", "recall", "f1")]
             assert f"| {kind} | {' | '.join(scores)} | {row['number']} |" in card
             assert re.search(rf"^{kind} +{' +'.join(scores)} +{row['number']}$", done.out, re.MULTILINE)
-        assert (output_dir / f"{prefix}_confusion.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert f"{results['initial_eval_f1']:.4f} | {results['eval_f1']:.4f}" in card
     settings = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
     assert (settings["learning_rate"], settings["num_train_epochs"]) == (5e-3, 6)

@@ -148,13 +148,13 @@ def test_a_run_that_stopped_early_does_not_train_on_when_it_is_resumed(ner, stop
 
 def test_a_finished_run_that_is_resumed_leaves_all_as_it_was(ner, given, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "out")
-    for name in ("all_results.json", "eval_confusion.png", "predictions.conll"):
+    for name in ("all_results.json", "predictions.jsonl", "predictions.conll"):
         (tmp_path / "out" / name).unlink()
     ner(resume_from_checkpoint="latest", test_file=given["validation_file"]).checked()
     results, expected = read_results(tmp_path / "out"), read_results(undisturbed)
     of_training = {"train_runtime", "train_samples_per_second"}
     assert results == {name: value for name, value in expected.items() if name not in of_training}
-    for name in ("model.safetensors", "log.jsonl", "eval_confusion.png", "predictions.conll"):
+    for name in ("model.safetensors", "log.jsonl", "predictions.jsonl", "predictions.conll"):
         assert (tmp_path / "out" / name).read_bytes() == (undisturbed / name).read_bytes(), name
     tables = [re.findall(r"^\|.*", (out / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
               for out in (tmp_path / "out", undisturbed)]  # fmt: skip

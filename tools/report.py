@@ -3,6 +3,8 @@
     python -m tools.report outputs/mlm                            writes outputs/mlm/curves.png
     python -m tools.report outputs/mlm outputs/mlm-2              writes curves.png, with both runs in each panel
     python -m tools.report outputs/mlm --output docs/mlm.png
+    python -m tools.report outputs/ner                            writes confusion.png, too: which types of words of the
+                                                                  test data were taken for which
 
 All losses share a panel, in nats; perplexity, on a logarithmic axis, and every other score of an evaluation get a panel
 each. Which scores there are is read from the log, so this serves all scripts.
@@ -14,6 +16,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -252,6 +255,50 @@ def draw(runs):
     return figure
 
 
+def count_confusion(path):
+    """Count which types of words were taken for which in a predictions.conll: word, tag, prediction.
+
+    Returns:
+        dict of (true type, predicted type) to words, by name, O last; empty where there is no such file, or no tags.
+
+    Raises:
+        ValueError: a line has another number of columns than the first; it is named.
+    """
+    counts, width = Counter(), 0
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        columns = line.split("\t")
+        width = width or len(columns)
+        if line and len(columns) != width:
+            raise ValueError(f"{path}, line {number}: expected {width} columns, found {len(columns)} in {line[:40]!r}. "
+                             "Delete the file to do without its picture.")
+        if len(columns) == 3 and columns[0] != "-DOCSTART-":
+            counts[tuple(tag[2:] or tag for tag in columns[1:])] += 1
+    return counts
+
+
+def draw_confusion(counts):
+    """Draw which types of words were taken for which, a share of each row and counts: a matplotlib Figure."""
+    names = sorted({name for pair in counts for name in pair}, key=lambda name: (name == "O", name))
+    side = max(4.0, 0.75 * len(names) + 2)
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(side + 1, side), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        totals = {true: sum(counts[true, name] for name in names) for true in names}
+        shares = [[counts[true, name] / max(totals[true], 1) for name in names] for true in names]
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="predicted", ylabel="true", title="Words of the test data by type")
+        for (row, true), (column, name) in itertools.product(enumerate(names), repeat=2):
+            if counts[true, name]:
+                colour = "white" if shares[row][column] > 0.5 else "#222222"
+                axes.text(column, row, f"{counts[true, name]:,}", ha="center", va="center", fontsize=9, color=colour)
+        figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true type's words")
+    return figure
+
+
 def save(figure, path):
     """Write a figure as PNG. A palette is all that curves need, and makes a third of the file."""
     figure.canvas.draw()
@@ -303,10 +350,15 @@ def main(argv=None):
             if note:
                 print(note, file=sys.stderr)
         save(draw(runs), path)
+        pictures = [path]
+        for folder in args.folder:
+            if counts := count_confusion(folder / "predictions.conll"):
+                pictures.append(folder / "confusion.png")
+                save(draw_confusion(counts), pictures[-1])
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{table(runs, results)}\n\n{path}")
+    print(table(runs, results), "", *pictures, sep="\n")
     return 0
 
 

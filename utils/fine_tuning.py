@@ -48,7 +48,7 @@ class TrainerRun(Run):
         super().__init__(task, args, writes)
         precision = self.accelerator.mixed_precision
         self.training = make_training_arguments(kind, args, self.on_cpu, precision)
-        self.settings = {flag: value for flag, value in shown_settings(args, kind).items()
+        self.settings = {flag: value for flag, value in shown_settings(args).items()
                          if flag not in hidden}
 
     def introduce(self, model, note):

@@ -36,6 +36,8 @@ REFUSED = (  # flags of TrainingArguments that an ExactTrainer has no use for, a
     ("average_tokens_across_devices", "each label weighs the same on any number of devices"),
     ("fsdp fsdp_config deepspeed", "encoders of this size train fastest with plain data "
      "parallelism, by accelerate launch --multi_gpu"),
+    ("bf16_full_eval fp16_full_eval", "it is scored in the precision in which it is trained, that of "
+     "--mixed_precision"),
     ("eval_accumulation_steps batch_eval_metrics prediction_loss_only eval_use_gather_object",
      "evaluation keeps no more than it needs already"),
 )
@@ -106,19 +108,14 @@ def make_training_arguments(kind, args, on_cpu, precision):
     return training
 
 
-def shown_settings(args, kind):
-    """Settings for the model card and the trackers: a dict of flags to their values.
+def shown_settings(args):
+    """Settings for the model card and the trackers: dict of flags to their values.
 
     They are the flags that TrainingArguments has not, some of those it has, and what was changed.
-    kind: the script's subclass of TrainingArguments.
     """
-    fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
-    shown = {*vars(args)} - {*fields} | {*kind.__annotations__, *SHOWN}
-    for name, field in fields.items():
-        is_plain = field.init and not callable(field.default_factory)
-        if is_plain and getattr(args, name) != field.default:
-            shown.add(name)
-    return {name: value for name, value in vars(args).items() if name in shown}
+    plain = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    return {name: value for name, value in vars(args).items()
+            if name in SHOWN or value != plain.get(name, dataclasses.MISSING)}
 
 
 class RunCallback(TrainerCallback):
@@ -267,14 +264,12 @@ class ExactTrainer(Trainer):
 
     def write_checkpoint(self, folder):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        scaler, state = self.accelerator.scaler, json.dumps(self.run.state(), indent=1)
+        state = json.dumps(self.run.state(), indent=1)
         with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
-            if scaler:
-                torch.save(scaler.state_dict(), folder / "scaler.pt")
+            self._save_optimizer_and_scheduler(folder)
+            self._save_scaler(folder)
             self.state.save_to_json(folder / "trainer_state.json")
             (folder / "state.json").write_text(state, encoding="utf-8")
 
