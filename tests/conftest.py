@@ -1,6 +1,7 @@
 """Set up before any test: no network, caches of our own, and a small BERT to train."""
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -71,3 +72,51 @@ def pair_files(tmp_path_factory, tiny_bert, prose):
         "train_file": write_documents(folder / "train.txt", train),
         "validation_file": write_documents(folder / "validation.txt", validation),
     }
+
+
+@pytest.fixture(scope="session")
+def answering_bert(tmp_path_factory, tiny_bert):
+    """Folder of the tiny BERT with a head for answers, random but far from uniform. Not to be written to."""
+    import torch
+    from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("answering_bert")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = AutoModelForQuestionAnswering.from_config(AutoConfig.from_pretrained(tiny_bert))
+    model.qa_outputs.weight.data.mul_(4)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qa_files(tmp_path_factory, answering_bert, prose):
+    """Files of questions, and the model to train: dict of flags. In global batches of 8, one window is left over."""
+    import numpy as np
+    from helpers import QA_SIZES, make_squad
+    from transformers import AutoTokenizer
+
+    from run_qa import make_windows, read_questions
+
+    folder, tokenizer = tmp_path_factory.mktemp("qa_files"), AutoTokenizer.from_pretrained(answering_bert)
+    paragraphs = [text for text in prose[100:400] if len(text.split()) > 8]
+    files = {}
+    for split, part in (("train", paragraphs[:11]), ("validation", paragraphs[20:32])):
+        files[split] = folder / f"{split}.json"
+        squad = make_squad(part, np.random.default_rng(len(part)))
+        files[split].write_text(json.dumps(squad), encoding="utf-8")
+    rows = list(read_questions(str(files["train"]), None))
+    while len(make_windows(rows, tokenizer, *QA_SIZES.values())) % 8 != 1:
+        rows.pop()
+    assert len(rows) > 10
+    squad = json.loads(files["train"].read_text(encoding="utf-8"))
+    kept = {row["id"] for row in rows}
+    for article in squad["data"]:
+        article["paragraphs"][0]["qas"] = [qa for qa in article["paragraphs"][0]["qas"] if qa["id"] in kept]
+    files["train"].write_text(json.dumps(squad), encoding="utf-8")
+    negative = folder / "negative.json"
+    squad = make_squad(paragraphs[40:52], np.random.default_rng(5), impossible=0.4)
+    negative.write_text(json.dumps(squad), encoding="utf-8")
+    return {"model": answering_bert, "train_file": files["train"], "validation_file": files["validation"],
+            "negative": negative}  # fmt: skip

@@ -5,10 +5,12 @@ and each run is a fork of it: a real process, with its own exit status, signals 
 Where such forks are not safe (macOS, Windows), each run starts from nothing, and the tests take their time.
 """
 
+import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import re
 import runpy
 import signal
@@ -288,3 +290,137 @@ def make_masker(vocab_size, mask_id, special, seed=0, **flags):
     assert len(tokenizer) == vocab_size
     defaults = {"masking": "token", "mlm_probability": 0.15, "mask_replace_prob": 0.8, "random_replace_prob": 0.1}
     return Masker(tokenizer, Namespace(**defaults | flags), seed)
+
+
+# ---------------------------------------------------------------- sentences with tags, and questions
+
+# Words that are pieces of their own in the tiny vocabulary, so that a few updates learn them, and some that are not.
+NAMES = {
+    "PER": ["object", "method", "class", "Lovelace"],
+    "LOC": ["module", "namespace", "python", "Reykjavik"],
+    "ORG": ["string", "list", "tuple", "Unesco"],
+}
+OTHERS = ["the", "of", "is", "in", "value", "name", "with", "from", "übermorgen", "日本語", "xylophone", "and", "a"]
+QA_SIZES = {"max_seq_length": 48, "doc_stride": 8}
+
+
+def tagged(count, seed, longest=10, kinds=("PER", "LOC", "ORG")):
+    """Make sentences, lists of (word, tag in IOB2); entities of 1 to 3 words, some right behind one of their type."""
+    chance, sentences = random.Random(seed), []
+    for _ in range(count):
+        words = []
+        for _ in range(chance.randint(1, longest)):
+            kind = chance.choice([*kinds, None, None, None])
+            if kind is None:
+                words.append((chance.choice(OTHERS), "O"))
+            else:
+                size = chance.randint(1, 3)
+                words += [(chance.choice(NAMES[kind]), f"{'I' if n else 'B'}-{kind}") for n in range(size)]
+        sentences.append(words)
+    return sentences
+
+
+def write_conll(path, sentences, docstart_every=None):
+    lines = []
+    for n, words in enumerate(sentences):
+        if docstart_every and n % docstart_every == 0:
+            lines += ["-DOCSTART- -X- O", ""]
+        lines += [*("\t".join(row) for row in words), ""]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def make_squad(paragraphs, rng, impossible=0.0):
+    """Questions on paragraphs in SQuAD's layout: a few words of each as the answer, or, of a share, none."""
+    data = []
+    for n, text in enumerate(paragraphs):
+        text, qas = text[:150].strip(), []
+        words = [(match.start(), match.end()) for match in re.finditer(r"\S+", text)]
+        for k in range(2):
+            first = int(rng.integers(len(words) - 2))
+            start, end = words[first][0], words[first + int(rng.integers(3))][1]
+            answers = [{"text": text[start:end], "answer_start": start}]
+            if k:
+                answers.append({"text": text[:end][-5:], "answer_start": end - 5} if end > 5 else answers[0])
+            none = rng.random() < impossible
+            question = f"What comes after {text[slice(*words[max(0, first - 1)])]}?"
+            qas.append({"id": f"{n}-{k}", "question": question, "answers": [] if none else answers,
+                        **({"is_impossible": bool(none)} if impossible else {})})  # fmt: skip
+        data.append({"title": str(n), "paragraphs": [{"context": text, "qas": qas}]})
+    return {"data": data}
+
+
+# ---------------------------------------------------------------- traps: runs that are killed or stopped at a moment
+#
+# A test of kills must not depend on how fast a machine is: "sleep, then kill" hits another moment each time. So a run
+# sets itself a trap before it starts (the `prepare` of Run). Python tells its audit hooks what it is about to do, among
+# it each file that is opened to write, renamed or removed. `on_change` listens to that, for one folder, and calls an
+# action just before the change is made. What the action does is a real SIGKILL or SIGTERM to its own process:
+#
+#     signal_at(SIGTERM, 7, out)          just before the loss of update 7 is logged: the run is asked to stop
+#     kill_at(3, out, "checkpoint-10")    just before the third change to a path with that in its name: half a save
+#
+# What has happened up to then is on the disk, what follows has not happened. A second run, with
+# --resume_from_checkpoint latest, has to end as one that nobody disturbed: `assert_ended_alike` compares bytes.
+
+HALVES = {"processes": 2, "per_device_train_batch_size": 4}  # of a global batch of eight
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def on_change(folder, action):
+    """Call action(path) in this process just before it writes to, renames, makes or removes a path in a folder."""
+
+    def hook(event, arguments):
+        if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (event == "open" and arguments[2] & WRITES):
+            path = arguments[0] if isinstance(arguments[0], int) else os.path.abspath(os.fsdecode(arguments[0]))
+            if isinstance(path, str) and path.startswith(str(folder)):
+                action(path)
+
+    sys.addaudithook(hook)
+
+
+def kill_at(count, folder, within=""):
+    """Kill this process just before the count-th change in a folder whose path contains `within`."""
+    changes = itertools.count(1)
+
+    def action(path):
+        if within in path and next(changes) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    on_change(folder, action)
+
+
+def count_changes(folder, report):
+    """Write down how often this process changes something in a folder, for a test to choose a moment."""
+    changes = itertools.count(1)
+    on_change(folder, lambda _: report.write_bytes(str(next(changes)).encode()))
+
+
+def signal_at(number, update, folder):
+    """Send this process a signal once, just before it logs the loss of an update, or scores after the one before."""
+    sent = []
+
+    def action(path):
+        if not sent and path == str(folder / "log.jsonl") and os.path.exists(path):
+            with open(path, "rb") as file:
+                if file.read().count(b'"loss": ') == update - 1:
+                    sent.append(number)
+                    os.kill(os.getpid(), number)
+
+    on_change(folder, action)
+
+
+def names_of_checkpoints(output_dir):
+    return sorted(path.name for path in output_dir.glob("checkpoint-*"))
+
+
+def assert_ended_alike(output_dir, expected):
+    """Hold a resumed run against the undisturbed one: weights, log and scores, to the last bit."""
+    for name in ("model.safetensors", "log.jsonl", "config.json"):
+        assert (output_dir / name).read_bytes() == (expected / name).read_bytes(), name
+    times = {"train_runtime", "train_samples_per_second"}
+    results, wanted = read_results(output_dir), read_results(expected)
+    assert {k: v for k, v in results.items() if k not in times} == {k: v for k, v in wanted.items() if k not in times}
+    # A kill between a save and the removal of what is too old leaves one more, until the next save.
+    assert set(names_of_checkpoints(expected)) <= set(names_of_checkpoints(output_dir))
+    assert not list(output_dir.glob("tmp-*"))

@@ -1,6 +1,5 @@
 """run_mlm.py killed, stopped and resumed: what it ends with is what a run that nobody disturbed ends with."""
 
-import itertools
 import json
 import os
 import random
@@ -16,7 +15,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import ALIKE, ROOT, Run, command_line, contents, read_log, read_results, run_script, write_manifest
+from helpers import (
+    ALIKE,
+    ROOT,
+    Run,
+    assert_ended_alike,
+    command_line,
+    contents,
+    count_changes,
+    kill_at,
+    names_of_checkpoints,
+    read_log,
+    read_results,
+    run_script,
+    signal_at,
+    write_manifest,
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -37,51 +51,6 @@ SETTINGS = {
     "save_steps": 3,
 }
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-
-
-def on_change(folder, action):
-    """Call action(path) in this process just before it writes to, renames, makes or removes a path in a folder."""
-
-    def hook(event, arguments):  # Python's own announcement of what it is about to do
-        if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (event == "open" and arguments[2] & WRITES):
-            path = arguments[0] if isinstance(arguments[0], int) else os.path.abspath(os.fsdecode(arguments[0]))
-            if isinstance(path, str) and path.startswith(str(folder)):
-                action(path)
-
-    sys.addaudithook(hook)
-
-
-def kill_at(count, folder, within=""):
-    """Kill this process just before the count-th change in a folder whose path contains `within`."""
-    changes = itertools.count(1)
-
-    def action(path):
-        if within in path and next(changes) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    on_change(folder, action)
-
-
-def count_changes(folder, report):
-    """Write down how often this process changes something in a folder, for a test to choose a moment."""
-    changes = itertools.count(1)
-    on_change(folder, lambda _: report.write_bytes(str(next(changes)).encode()))
-
-
-def signal_at(number, update, folder):
-    """Send this process a signal once, just before it logs the loss of an update."""
-    # A line is for the scores before training; an evaluation adds one after updates 5, 10 and 15.
-    lines, sent = 1 + (update - 1) + (update - 1) // SETTINGS["eval_steps"], []
-
-    def action(path):
-        if not sent and path == str(folder / "log.jsonl") and os.path.exists(path):
-            with open(path, "rb") as file:
-                if file.read().count(b"\n") == lines:
-                    sent.append(number)
-                    os.kill(os.getpid(), number)
-
-    on_change(folder, action)
 
 
 @pytest.fixture(scope="module")
@@ -115,22 +84,6 @@ def stopped(files, tmp_path_factory):
     assert done.status == 128 + signal.SIGTERM
     assert names_of_checkpoints(folder / "out") == ["checkpoint-11", "checkpoint-9"]
     return folder / "out"
-
-
-def names_of_checkpoints(output_dir):
-    return sorted(path.name for path in output_dir.glob("checkpoint-*"))
-
-
-def assert_ended_alike(output_dir, expected):
-    """Hold a resumed run against the undisturbed one: weights, optimizer, log and scores, to the last bit."""
-    for name in ("model.safetensors", "log.jsonl", "config.json"):
-        assert (output_dir / name).read_bytes() == (expected / name).read_bytes(), name
-    times = {"train_runtime", "train_samples_per_second"}
-    results, wanted = read_results(output_dir), read_results(expected)
-    assert {k: v for k, v in results.items() if k not in times} == {k: v for k, v in wanted.items() if k not in times}
-    # A kill between a save and the removal of what is too old leaves one more, until the next save.
-    assert set(names_of_checkpoints(expected)) <= set(names_of_checkpoints(output_dir))
-    assert not list(output_dir.glob("tmp-*"))
 
 
 # ---------------------------------------------------------------- SIGKILL

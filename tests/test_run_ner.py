@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from datasets import ClassLabel, Dataset, Features, List, Value
-from helpers import ALIKE, Run, contents, read_log, read_results
+from helpers import ALIKE, NAMES, OTHERS, Run, contents, read_log, read_results, tagged, write_conll
 from safetensors.torch import load_file
 from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
@@ -24,42 +24,9 @@ from run_ner import find_scheme, parse_args, read_tagged, write_tags
 from utils.similar_lengths import SimilarLengthSampler
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
-# Words that are pieces of their own in the tiny vocabulary, so that a few updates learn them, and some that are not.
-NAMES = {
-    "PER": ["object", "method", "class", "Lovelace"],
-    "LOC": ["module", "namespace", "python", "Reykjavik"],
-    "ORG": ["string", "list", "tuple", "Unesco"],
-}
-OTHERS = ["the", "of", "is", "in", "value", "name", "with", "from", "übermorgen", "日本語", "xylophone", "and", "a"]
 # Scrambled on purpose: a published model has its own order.
 LABELS = ["I-ORG", "B-LOC", "O", "I-PER", "B-PER", "I-LOC", "B-ORG"]
 CURVE = {"num_train_epochs": 2, "learning_rate": 2e-3, "logging_steps": 1, "save_strategy": "no", **NO_DROPOUT}
-
-
-def tagged(count, seed, longest=10, kinds=("PER", "LOC", "ORG")):
-    """Make sentences, lists of (word, tag in IOB2); entities of 1 to 3 words, some right behind one of their type."""
-    chance, sentences = random.Random(seed), []
-    for _ in range(count):
-        words = []
-        for _ in range(chance.randint(1, longest)):
-            kind = chance.choice([*kinds, None, None, None])
-            if kind is None:
-                words.append((chance.choice(OTHERS), "O"))
-            else:
-                size = chance.randint(1, 3)
-                words += [(chance.choice(NAMES[kind]), f"{'I' if n else 'B'}-{kind}") for n in range(size)]
-        sentences.append(words)
-    return sentences
-
-
-def write_conll(path, sentences, docstart_every=None):
-    lines = []
-    for n, words in enumerate(sentences):
-        if docstart_every and n % docstart_every == 0:
-            lines += ["-DOCSTART- -X- O", ""]
-        lines += [*("\t".join(row) for row in words), ""]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def read_columns(path):

@@ -7,10 +7,21 @@ import sys
 from functools import partial
 
 import pytest
-from helpers import ALIKE, Run, contents, read_log, read_results, run_script
-from test_run_mlm_resume import assert_ended_alike, kill_at, names_of_checkpoints
-from test_run_ner import tagged, write_conll
-from test_run_nsp_resume import signal_at
+from helpers import (
+    ALIKE,
+    HALVES,
+    Run,
+    assert_ended_alike,
+    contents,
+    kill_at,
+    names_of_checkpoints,
+    read_log,
+    read_results,
+    run_script,
+    signal_at,
+    tagged,
+    write_conll,
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -25,7 +36,6 @@ SETTINGS = {  # with dropout; five updates an epoch, the last of them smaller
     "logging_steps": 1,
     "save_total_limit": 20,
 }
-HALVES = {"processes": 2, "per_device_train_batch_size": 4}
 
 
 @pytest.fixture(scope="module")

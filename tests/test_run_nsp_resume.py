@@ -1,6 +1,5 @@
 """run_nsp.py killed, stopped and resumed: what it ends with is what a run that nobody disturbed ends with."""
 
-import os
 import random
 import re
 import shutil
@@ -11,8 +10,19 @@ from functools import partial
 
 import numpy as np
 import pytest
-from helpers import ALIKE, Run, contents, read_log, read_results, run_script
-from test_run_mlm_resume import assert_ended_alike, kill_at, names_of_checkpoints, on_change
+from helpers import (
+    ALIKE,
+    HALVES,
+    Run,
+    assert_ended_alike,
+    contents,
+    kill_at,
+    names_of_checkpoints,
+    read_log,
+    read_results,
+    run_script,
+    signal_at,
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -29,21 +39,6 @@ SETTINGS = {  # with dropout
     "save_steps": 3,
     "save_total_limit": 20,
 }
-HALVES = {"processes": 2, "per_device_train_batch_size": 4}
-
-
-def signal_at(number, update, folder):
-    """Send this process a signal once, just before it logs the loss of an update, or the scores after the last one."""
-    sent = []
-
-    def action(path):
-        if not sent and path == str(folder / "log.jsonl") and os.path.exists(path):
-            with open(path, "rb") as file:
-                if file.read().count(b'"loss": ') == update - 1:
-                    sent.append(number)
-                    os.kill(os.getpid(), number)
-
-    on_change(folder, action)
 
 
 @pytest.fixture

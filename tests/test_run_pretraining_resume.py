@@ -9,9 +9,18 @@ import time
 from functools import partial
 
 import pytest
-from helpers import ALIKE, Run, contents, read_log, run_script
-from test_run_mlm_resume import assert_ended_alike, kill_at, names_of_checkpoints
-from test_run_nsp_resume import HALVES, signal_at
+from helpers import (
+    ALIKE,
+    HALVES,
+    Run,
+    assert_ended_alike,
+    contents,
+    kill_at,
+    names_of_checkpoints,
+    read_log,
+    run_script,
+    signal_at,
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from helpers import ALIKE, Run, contents, read_log, read_results, run_script
+from helpers import ALIKE, QA_SIZES, Run, contents, read_log, read_results, run_script
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -25,80 +25,20 @@ from run_qa import make_windows, normalize_answer, read_questions, search_spans,
 from utils.similar_lengths import SimilarLengthSampler
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
-SIZES = {"max_seq_length": 48, "doc_stride": 8}
 CURVE = {
     "num_train_epochs": 2,
     "learning_rate": 2e-3,
     "logging_steps": 1,
     "save_strategy": "no",
-    **SIZES,
+    **QA_SIZES,
     **NO_DROPOUT,
 }
-
-
-def make_squad(paragraphs, rng, impossible=0.0):
-    """Questions on paragraphs in SQuAD's layout: a few words of each as the answer, or, of a share, none."""
-    data = []
-    for n, text in enumerate(paragraphs):
-        text, qas = text[:150].strip(), []
-        words = [(match.start(), match.end()) for match in re.finditer(r"\S+", text)]
-        for k in range(2):
-            first = int(rng.integers(len(words) - 2))
-            start, end = words[first][0], words[first + int(rng.integers(3))][1]
-            answers = [{"text": text[start:end], "answer_start": start}]
-            if k:
-                answers.append({"text": text[:end][-5:], "answer_start": end - 5} if end > 5 else answers[0])
-            none = rng.random() < impossible
-            question = f"What comes after {text[slice(*words[max(0, first - 1)])]}?"
-            qas.append({"id": f"{n}-{k}", "question": question, "answers": [] if none else answers,
-                        **({"is_impossible": bool(none)} if impossible else {})})  # fmt: skip
-        data.append({"title": str(n), "paragraphs": [{"context": text, "qas": qas}]})
-    return {"data": data}
-
-
-@pytest.fixture(scope="session")
-def answering_bert(tmp_path_factory, tiny_bert):
-    """Folder of the tiny BERT with a head for answers, random but far from uniform. Not to be written to."""
-    folder = tmp_path_factory.mktemp("answering_bert")
-    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = AutoModelForQuestionAnswering.from_config(AutoConfig.from_pretrained(tiny_bert))
-    model.qa_outputs.weight.data.mul_(4)
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def qa_files(tmp_path_factory, answering_bert, prose):
-    """Files of questions, and the model to train: dict of flags. In global batches of 8, one window is left over."""
-    folder, tokenizer = tmp_path_factory.mktemp("qa_files"), AutoTokenizer.from_pretrained(answering_bert)
-    paragraphs = [text for text in prose[100:400] if len(text.split()) > 8]
-    files = {}
-    for split, part in (("train", paragraphs[:11]), ("validation", paragraphs[20:32])):
-        files[split] = folder / f"{split}.json"
-        squad = make_squad(part, np.random.default_rng(len(part)))
-        files[split].write_text(json.dumps(squad), encoding="utf-8")
-    rows = list(read_questions(str(files["train"]), None))
-    while len(make_windows(rows, tokenizer, *SIZES.values())) % 8 != 1:
-        rows.pop()
-    assert len(rows) > 10
-    squad = json.loads(files["train"].read_text(encoding="utf-8"))
-    kept = {row["id"] for row in rows}
-    for article in squad["data"]:
-        article["paragraphs"][0]["qas"] = [qa for qa in article["paragraphs"][0]["qas"] if qa["id"] in kept]
-    files["train"].write_text(json.dumps(squad), encoding="utf-8")
-    negative = folder / "negative.json"
-    squad = make_squad(paragraphs[40:52], np.random.default_rng(5), impossible=0.4)
-    negative.write_text(json.dumps(squad), encoding="utf-8")
-    return {"model": answering_bert, "train_file": files["train"], "validation_file": files["validation"],
-            "negative": negative}  # fmt: skip
 
 
 @pytest.fixture
 def qa(qa_files, tmp_path):
     """run_qa.py on the tiny model, as a process of its own: qa(flag=value, …) gives a helpers.Done."""
-    defaults = {**ALIKE, "model": qa_files["model"], "output_dir": tmp_path / "out", **SIZES}
+    defaults = {**ALIKE, "model": qa_files["model"], "output_dir": tmp_path / "out", **QA_SIZES}
     return partial(run_script, "run_qa.py", defaults, folder=tmp_path)
 
 
@@ -221,7 +161,7 @@ def plain_curve(folder, path, batch_size, epochs, learning_rate):
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = AutoModelForQuestionAnswering.from_pretrained(folder, **off).train()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    windows = make_windows(list(read_questions(str(path), None)), tokenizer, *SIZES.values())
+    windows = make_windows(list(read_questions(str(path), None)), tokenizer, *QA_SIZES.values())
     lengths = np.array([len(ids) for ids in windows["input_ids"]])
     sampler = SimilarLengthSampler(lengths, batch_size, 1, 1, 0, 42)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)

@@ -10,10 +10,18 @@ from functools import partial
 
 import numpy as np
 import pytest
-from helpers import ALIKE, Run, contents, read_log, run_script
-from test_run_mlm_resume import assert_ended_alike, kill_at, names_of_checkpoints
-from test_run_nsp_resume import signal_at
-from test_run_qa import answering_bert, qa_files  # noqa: F401  (fixtures)
+from helpers import (
+    ALIKE,
+    HALVES,
+    Run,
+    assert_ended_alike,
+    contents,
+    kill_at,
+    names_of_checkpoints,
+    read_log,
+    run_script,
+    signal_at,
+)  # fmt: skip
 from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -32,11 +40,10 @@ SETTINGS = {  # with dropout; the last batch of an epoch is a single window
     "save_steps": 2,
     "save_total_limit": 20,
 }
-HALVES = {"processes": 2, "per_device_train_batch_size": 4}
 
 
 @pytest.fixture(scope="session")
-def files(qa_files):  # noqa: F811
+def files(qa_files):
     return {name: path for name, path in qa_files.items() if name != "negative"}
 
 
@@ -153,7 +160,7 @@ def test_killed_again_and_again_at_random_moments_it_ends_bit_identical(files, u
     ],
     ids=str,
 )
-def test_a_resume_with_other_settings_is_refused(qa, stopped, answering_bert, tmp_path, flags, fragments):  # noqa: F811
+def test_a_resume_with_other_settings_is_refused(qa, stopped, answering_bert, tmp_path, flags, fragments):
     shutil.copytree(stopped, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(answering_bert)
     tokenizer.add_tokens("zzz")
