@@ -2704,10 +2704,9 @@ class Run(Processes):
         """
         args = self.args
         self.folder = Path(args.output_dir)
-        resume = args.resume_from_checkpoint if args.do_train else None
         self.checkpoint, state = open_output(args.output_dir if self.writes else None,
-                                             args.do_train, resume, args.overwrite_output_dir,
-                                             self.say)
+                                             args.do_train, args.resume_from_checkpoint,
+                                             args.overwrite_output_dir, self.say)
         if self.writes and not args.do_train and (self.folder / "model.safetensors").exists():
             number = 1
             while (self.folder / f"eval-{number}").exists():
