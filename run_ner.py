@@ -1276,8 +1276,8 @@ def fit(run, tokenizer, config, labels, scheme, data, score):
     """Train on the sentences of data["train"], into the folder of the run: (trainer, results)."""
     args = run.args
     run.check_resume(config.model_type, content_of(data, labels, tokenizer), (
-        "optim", "max_seq_length", "stride", "label_all_tokens", "class_weights",
-        "freeze_embeddings", "freeze_layers", "constrained_decoding", "metric_for_best_model"))
+        "max_seq_length", "stride", "label_all_tokens", "class_weights", "freeze_embeddings",
+        "freeze_layers", "constrained_decoding"))
     with run.main_first():
         windows = make_windows(data["train"][0], tokenizer, labels, args.max_seq_length,
                                args.stride, args.label_all_tokens,
@@ -3203,6 +3203,12 @@ class TrainerRun(Run):
         """Say what the run begins with, and quicken its dropout. note: as of load_model."""
         super().introduce(model, note)
         quicken_dropout(model, self.on_cpu)  # where nothing is dropped, it computes as in training
+
+    def check_resume(self, model_type, data, flags):
+        """Refuse to go on from a checkpoint of other data or settings, as Run does."""
+        super().check_resume(model_type, data, (
+            *flags, "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
+            "lr_scheduler_kwargs", "label_smoothing_factor", "metric_for_best_model"))
 
     def fit(self, model, tokenizer, lengths, *, score, **how):
         """Train a model, from the checkpoint where there is one: (trainer, results).

@@ -1555,8 +1555,8 @@ def begin(args, config, tokenizer):
     check_run(args, data, version_2)
     if args.do_train:
         run.check_resume(config.model_type, content_of(data, tokenizer, version_2), (
-            "optim", "max_seq_length", "doc_stride", "n_best_size", "max_answer_length",
-            "null_score_diff_threshold", "metric_for_best_model", "label_smoothing_factor"))
+            "max_seq_length", "doc_stride", "n_best_size", "max_answer_length",
+            "null_score_diff_threshold"))
     return run, data, version_2
 
 
@@ -3248,6 +3248,12 @@ class TrainerRun(Run):
         """Say what the run begins with, and quicken its dropout. note: as of load_model."""
         super().introduce(model, note)
         quicken_dropout(model, self.on_cpu)  # where nothing is dropped, it computes as in training
+
+    def check_resume(self, model_type, data, flags):
+        """Refuse to go on from a checkpoint of other data or settings, as Run does."""
+        super().check_resume(model_type, data, (
+            *flags, "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
+            "lr_scheduler_kwargs", "label_smoothing_factor", "metric_for_best_model"))
 
     def fit(self, model, tokenizer, lengths, *, score, **how):
         """Train a model, from the checkpoint where there is one: (trainer, results).

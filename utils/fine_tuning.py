@@ -56,6 +56,12 @@ class TrainerRun(Run):
         super().introduce(model, note)
         quicken_dropout(model, self.on_cpu)  # where nothing is dropped, it computes as in training
 
+    def check_resume(self, model_type, data, flags):
+        """Refuse to go on from a checkpoint of other data or settings, as Run does."""
+        super().check_resume(model_type, data, (
+            *flags, "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
+            "lr_scheduler_kwargs", "label_smoothing_factor", "metric_for_best_model"))
+
     def fit(self, model, tokenizer, lengths, *, score, **how):
         """Train a model, from the checkpoint where there is one: (trainer, results).
 

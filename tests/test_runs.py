@@ -1,4 +1,4 @@
-"""What the three loops do alike: the product of a training is saved first, and nothing is lost that was there."""
+"""What the five scripts do alike: the product of a training is saved first, and nothing is lost that was there."""
 
 import json
 import os
@@ -8,43 +8,65 @@ import sys
 from functools import partial
 
 import pytest
-from helpers import ALIKE, add_pair_head, contents, read_log, read_results, run_script, write_documents
+from helpers import (
+    ALIKE,
+    QA_SIZES,
+    add_pair_head,
+    contents,
+    read_log,
+    read_results,
+    run_script,
+    tagged,
+    write_conll,
+    write_documents,
+)  # fmt: skip
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals and limits")
 
-SCRIPTS = ("run_mlm.py", "run_nsp.py", "run_pretraining.py")
+LOOPS = ("run_mlm.py", "run_nsp.py", "run_pretraining.py")
+TRAINERS = ("run_ner.py", "run_qa.py")
+BETAS = {"adam_beta1": 0.8, "adam_beta2": 0.99, "adam_epsilon": 1e-6, "label_smoothing_factor": 0.1}
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory, prose):
-    """A file of 30 documents of four lines."""
+def files(tmp_path_factory, tiny_bert, prose, qa_files):
+    """For each script, flags of a model and of data to train on, and a file of test data; six updates in an epoch."""
+    folder = tmp_path_factory.mktemp("files")
     documents = [prose[start : start + 4] for start in range(100, 220, 4)]
-    return write_documents(tmp_path_factory.mktemp("text") / "text.txt", documents)
+    loop = {"model": add_pair_head(folder / "pair_bert", tiny_bert), "max_seq_length": 32, "max_eval_samples": 16}
+    loop |= {"train_file": write_documents(folder / "text.txt", documents), "max_train_samples": 48}
+    pairs = folder / "pairs.tsv"
+    pairs.write_text("sentence_a\tsentence_b\tlabel\nIt rained.\tThe street was wet.\t0\n", encoding="utf-8")
+    ner = {"model": tiny_bert, "train_file": write_conll(folder / "train.conll", tagged(60, seed=0))}
+    qa = {"model": qa_files["model"], "train_file": qa_files["train_file"], **QA_SIZES}
+    qa |= {"validation_file": qa_files["validation_file"], "max_steps": 6}
+    return {
+        "run_mlm.py": (loop, loop["train_file"]),
+        "run_nsp.py": (loop, pairs),
+        "run_pretraining.py": (loop, loop["train_file"]),
+        "run_ner.py": (ner | {"max_seq_length": 32, "max_steps": 6}, ner["train_file"]),
+        "run_qa.py": (qa, qa["validation_file"]),
+    }
 
 
-@pytest.fixture(scope="module")
-def pair_bert(tmp_path_factory, tiny_bert):
-    return add_pair_head(tmp_path_factory.mktemp("pair_bert"), tiny_bert)
-
-
-@pytest.fixture(params=SCRIPTS)
-def loop(request, pair_bert, text, tmp_path):
-    """One of the three scripts on a tiny model, six updates, as a process of its own: loop(flag=value, …)."""
-    settings = {**ALIKE, "model": pair_bert, "train_file": text, "output_dir": tmp_path / "out", "max_seq_length": 32}
-    settings |= {"max_train_samples": 48, "max_eval_samples": 16}
-    settings |= {"per_device_train_batch_size": 8, "num_train_epochs": 1}
+@pytest.fixture(params=[*LOOPS, *TRAINERS])
+def script(request, files, tmp_path):
+    """One of the scripts on a tiny model, six updates, as a process of its own: script(flag=value, …)."""
+    flags, test_file = files[request.param]
+    settings = {**ALIKE, **flags, "output_dir": tmp_path / "out", "num_train_epochs": 1}
+    settings["per_device_train_batch_size"] = 8
     run = partial(run_script, request.param, settings, folder=tmp_path)
-    run.script = request.param
+    run.name, run.data, run.test_file = request.param, flags.get("validation_file", flags["train_file"]), test_file
     return run
 
 
-def assert_one_message(done, script, *fragments):
+def assert_one_message(done, name, *fragments):
     assert done.status == 2, done.out + done.err
     assert "Traceback" not in done.out + done.err
     assert done.err.count(".py: error: ") == 1
     message = done.err.rstrip().splitlines()[-1]
-    assert message.startswith(f"{script}: error: ")
+    assert message.startswith(f"{name}: error: ")
     for fragment in fragments:
         assert fragment in message
 
@@ -101,36 +123,33 @@ def assert_whole(out, steps):
     assert "eval_loss" in read_results(out) and "initial_eval_loss" in read_results(out)
 
 
-def test_a_model_is_whole_whose_trackers_fail_at_the_end(loop, tmp_path):
-    assert loop(prepare=trackers_fail).status == 1
+def test_a_model_is_whole_whose_trackers_fail_at_the_end(script, tmp_path):
+    assert script(prepare=trackers_fail).status == 1
     assert_whole(tmp_path / "out", 6)
 
 
-def test_a_model_is_whole_whose_upload_fails(loop, tmp_path):
-    done = loop(prepare=upload_fails, push_to_hub=True)
-    assert_one_message(done, loop.script, "--push_to_hub", "the step fails", "The model is safe", "hf upload")
+def test_a_model_is_whole_whose_upload_fails(script, tmp_path):
+    done = script(prepare=upload_fails, push_to_hub=True)
+    assert_one_message(done, script.name, "--push_to_hub", "the step fails", "The model is safe", "hf upload")
     assert_whole(tmp_path / "out", 6)
 
 
-def test_a_model_is_whole_whose_run_is_killed_before_test_data_are_scored(loop, text, tmp_path):
-    out, test_file = tmp_path / "out", text
-    if loop.script == "run_nsp.py":
-        test_file = tmp_path / "pairs.tsv"
-        test_file.write_text("sentence_a\tsentence_b\tlabel\nIt rained.\tThe street was wet.\t0\n", encoding="utf-8")
-    done = loop(prepare=partial(killed_once_results_are_written, out), test_file=test_file)
+def test_a_model_is_whole_whose_run_is_killed_before_test_data_are_scored(script, tmp_path):
+    out, test_file = tmp_path / "out", script.test_file
+    done = script(prepare=partial(killed_once_results_are_written, out), test_file=test_file)
     assert done.status == -signal.SIGKILL
     assert load_file(out / "model.safetensors") and read_results(out)["step"] == 6
     assert not [name for name in read_results(out) if name.startswith("predict_")]
     before = (out / "model.safetensors").read_bytes()
-    loop(test_file=test_file, resume_from_checkpoint="latest").checked()  # what is left is done now
+    script(test_file=test_file, resume_from_checkpoint="latest").checked()  # what is left is done now
     assert [name for name in read_results(out) if name.startswith("predict_")]
     assert "train_samples_per_second" in read_results(out)  # of the run that trained
     assert (out / "model.safetensors").read_bytes() == before
 
 
-def test_a_model_is_whole_whose_masks_cannot_be_filled_at_the_end(tiny_bert, text, tmp_path):
-    settings = {**ALIKE, "model": tiny_bert, "train_file": text, "output_dir": tmp_path / "out", "max_seq_length": 32}
-    settings |= {"max_steps": 3, "text": "The [MASK] is here."}
+def test_a_model_is_whole_whose_masks_cannot_be_filled_at_the_end(files, tmp_path):
+    flags, _ = files["run_mlm.py"]
+    settings = {**ALIKE, **flags, "output_dir": tmp_path / "out", "max_steps": 3, "text": "The [MASK] is here."}
     assert run_script("run_mlm.py", settings, folder=tmp_path, prepare=fills_fail).status == 1
     assert_whole(tmp_path / "out", 3)
 
@@ -138,25 +157,25 @@ def test_a_model_is_whole_whose_masks_cannot_be_filled_at_the_end(tiny_bert, tex
 # ---------------------------------------------------------------- what was there stays
 
 
-def test_a_readme_of_the_users_stays_and_one_of_a_run_is_replaced(loop, tmp_path):
+def test_a_readme_of_the_users_stays_and_one_of_a_run_is_replaced(script, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "README.md").write_text("# Notes of my own\n", encoding="utf-8")
-    loop().checked()
+    script().checked()
     assert (out / "README.md").read_text(encoding="utf-8") == "# Notes of my own\n"
     assert "library_name: transformers" in (out / "MODEL_CARD.md").read_text(encoding="utf-8")
     os.replace(out / "MODEL_CARD.md", out / "README.md")
-    loop(overwrite_output_dir=True, learning_rate=1e-3).checked()
+    script(overwrite_output_dir=True, learning_rate=1e-3).checked()
     assert "learning_rate: 0.001" in (out / "README.md").read_text(encoding="utf-8")
     assert not (out / "MODEL_CARD.md").exists()
 
 
-def test_a_run_that_only_evaluates_in_the_folder_of_a_model_writes_into_a_folder_of_its_own(loop, text, tmp_path):
+def test_a_run_that_only_evaluates_in_the_folder_of_a_model_writes_into_a_folder_of_its_own(script, tmp_path):
     out = tmp_path / "out"
-    loop().checked()
+    script().checked()
     before = contents(out)
     for number in (1, 2):
-        done = loop(model=out, train_file=None, validation_file=text, do_eval=True, processes=number).checked()
+        done = script(model=out, train_file=None, validation_file=script.data, do_eval=True, processes=number).checked()
         assert f"{out / f'eval-{number}'}" in done.out
         results = json.loads((out / f"eval-{number}" / "all_results.json").read_text(encoding="utf-8"))
         assert "eval_loss" in results and "train_loss" not in results
@@ -166,12 +185,12 @@ def test_a_run_that_only_evaluates_in_the_folder_of_a_model_writes_into_a_folder
 # ---------------------------------------------------------------- disks
 
 
-def test_a_folder_that_cannot_be_written_ends_the_run_before_a_training(loop, tmp_path):
+def test_a_folder_that_cannot_be_written_ends_the_run_before_a_training(script, tmp_path):
     folder = "/proc/sys/out"  # where even root cannot
     if os.geteuid():
         folder = tmp_path / "read_only"
         folder.mkdir(mode=0o500)
-    assert_one_message(loop(output_dir=folder), loop.script, f"--output_dir {folder}", "cannot be written")
+    assert_one_message(script(output_dir=folder), script.name, f"--output_dir {folder}", "cannot be written")
 
 
 def fill_disk_after(checkpoint):
@@ -186,15 +205,15 @@ def fill_disk_after(checkpoint):
     os.replace = replace_and_fill
 
 
-def test_a_full_disk_ends_the_run_in_one_message_and_the_last_checkpoint_is_whole(loop, tmp_path):
+def test_a_full_disk_ends_the_run_in_one_message_and_the_last_checkpoint_is_whole(script, tmp_path):
     out = tmp_path / "out"
     saving = {"save_strategy": "steps", "save_steps": 2}
-    done = loop(prepare=partial(fill_disk_after, out / "checkpoint-2"), **saving)
-    assert_one_message(done, loop.script, "cannot be written")
-    loop(resume_from_checkpoint="latest", **saving).checked()
+    done = script(prepare=partial(fill_disk_after, out / "checkpoint-2"), **saving)
+    assert_one_message(done, script.name, "cannot be written")
+    script(resume_from_checkpoint="latest", **saving).checked()
     assert [entry["step"] for entry in read_log(out, "eval_loss")] == [6]
     reference = tmp_path / "reference"
-    loop(output_dir=reference, **saving).checked()
+    script(output_dir=reference, **saving).checked()
     assert (out / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
 
 
@@ -206,12 +225,22 @@ def test_a_full_disk_ends_the_run_in_one_message_and_the_last_checkpoint_is_whol
     [{"lr_scheduler_type": "cosine"}, {"warmup_steps": 2}, {"max_grad_norm": 0.5}],
     ids=lambda changed: next(iter(changed)),
 )
-def test_a_resume_with_another_schedule_warm_up_or_clipping_is_refused(loop, tmp_path, changed):
-    loop().checked()
+def test_a_resume_with_another_schedule_warm_up_or_clipping_is_refused(script, tmp_path, changed):
+    script().checked()
     before = contents(tmp_path / "out")
     ((name, value),) = changed.items()
-    done = loop(resume_from_checkpoint="latest", num_train_epochs=2, **changed)
-    assert_one_message(done, loop.script, f"--{name} was ", f"is now {value}")
+    done = script(resume_from_checkpoint="latest", num_train_epochs=2, **changed)
+    assert_one_message(done, script.name, f"--{name} was ", f"is now {value}")
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("script", TRAINERS, indirect=True)
+def test_a_resume_with_other_betas_or_smoothing_is_refused(script, tmp_path):
+    script(max_steps=1).checked()
+    before = contents(tmp_path / "out")
+    for name, value in BETAS.items():
+        done = script(resume_from_checkpoint="latest", max_steps=2, **{name: value})
+        assert_one_message(done, script.name, f"--{name} was ", f"is now {value}")
     assert contents(tmp_path / "out") == before
 
 
@@ -231,7 +260,8 @@ def interrupt_while_tokenizing():
 
 
 @pytest.mark.parametrize("workers", [None, 2])
-def test_ctrl_c_while_data_are_prepared_ends_without_a_traceback(loop, tmp_path, workers):
-    done = loop(prepare=interrupt_while_tokenizing, preprocessing_num_workers=workers)
+def test_ctrl_c_while_data_are_prepared_ends_without_a_traceback(script, tmp_path, workers):
+    flags = {"preprocessing_num_workers": workers, "overwrite_cache": True}
+    done = script(prepare=interrupt_while_tokenizing, **flags)
     assert done.status == 128 + signal.SIGINT
     assert "Traceback" not in done.out + done.err and "Ctrl-C" in done.err
