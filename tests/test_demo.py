@@ -1,6 +1,6 @@
 """tools/demo.py: what the page says is what the command line says, and what is typed stays text, and stays here.
 
-The tests in a browser, and those with many clients, are slow ones. To write the README's pictures, of the models that
+The tests in a browser, and those with many clients, are slow ones. To write the pictures of docs/, of the models that
 lie in outputs/ (or are trained first):
 
     DEMO_PICTURES=docs python -m pytest -m slow tests/test_demo.py -k browser
@@ -333,7 +333,7 @@ def offline_models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, offline_models):
-    """The page over the offline model, or for the README's pictures over what lies in outputs/: (Page, folders)."""
+    """The page over the offline model, or for the pictures of docs/ over what lies in outputs/: (Page, folders)."""
     scratch = tmp_path_factory.mktemp("scratch")
     env = {"TMPDIR": str(scratch), "HF_HOME": str(scratch / "hf")}
     if os.environ.get("DEMO_PICTURES"):
