@@ -265,3 +265,22 @@ def test_ctrl_c_while_data_are_prepared_ends_without_a_traceback(script, tmp_pat
     done = script(prepare=interrupt_while_tokenizing, **flags)
     assert done.status == 128 + signal.SIGINT
     assert "Traceback" not in done.out + done.err and "Ctrl-C" in done.err
+
+
+# ---------------------------------------------------------------- flags of Trainer
+
+
+@pytest.mark.parametrize("script", TRAINERS, indirect=True)
+@pytest.mark.parametrize("strategy", ["no", "steps", "epoch"])
+def test_no_flag_takes_away_the_evaluations_before_the_first_update_and_after_the_last(script, tmp_path, strategy):
+    flags = {"eval_strategy": strategy, "eval_steps": 4, "eval_delay": 100, "save_strategy": "no"}
+    script(**flags, load_best_model_at_end="false").checked()
+    assert [entry["step"] for entry in read_log(tmp_path / "out", "initial_eval_loss")] == [0]
+    assert [entry["step"] for entry in read_log(tmp_path / "out", "eval_loss")] == [6]
+    assert {"eval_loss", "initial_eval_loss"} <= read_results(tmp_path / "out").keys()
+
+
+@pytest.mark.parametrize("script", TRAINERS, indirect=True)
+@pytest.mark.parametrize("flag", ["bf16_full_eval", "fp16_full_eval"])
+def test_flags_that_would_have_no_effect_are_refused(script, flag):
+    assert_one_message(script(**{flag: True}), script.name, f"--{flag} is not for this script", "--mixed_precision")
