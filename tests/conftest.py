@@ -15,7 +15,11 @@ for name in list(os.environ):
 os.environ |= {"HF_HOME": CACHES, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TRACKIO_DIR": f"{CACHES}/trackio"}
 os.environ["OMP_NUM_THREADS"] = "1"  # for small tensors, threads that wait for each other on busy cores are no help
 
+from functools import partial  # noqa: E402
+
 import pytest  # noqa: E402
+from helpers import ALIKE, Run, run_script, write_lines  # noqa: E402
+from plain_mlm import CURVE, LENGTH  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -120,3 +124,41 @@ def qa_files(tmp_path_factory, answering_bert, prose):
     negative.write_text(json.dumps(squad), encoding="utf-8")
     return {"model": answering_bert, "train_file": files["train"], "validation_file": files["validation"],
             "negative": negative}  # fmt: skip
+
+
+@pytest.fixture
+def mlm(tiny_bert, tmp_path):
+    """run_mlm.py on the tiny model, as a process of its own: mlm(flag=value, …) gives a helpers.Done."""
+    defaults = {**ALIKE, "model": tiny_bert, "output_dir": tmp_path / "out", "max_seq_length": LENGTH}
+    return partial(run_script, "run_mlm.py", defaults, folder=tmp_path)
+
+
+@pytest.fixture(scope="session")
+def lines57(tmp_path_factory, prose):
+    """A file of 57 lines, in global batches of 8 seven whole ones and a last one of a single line."""
+    return write_lines(tmp_path_factory.mktemp("train") / "lines57.txt", prose[100:157])
+
+
+@pytest.fixture(scope="session")
+def lines61(tmp_path_factory, prose):
+    return write_lines(tmp_path_factory.mktemp("validation") / "lines61.txt", prose[300:361])
+
+
+@pytest.fixture(scope="session")
+def trained_mlm(tmp_path_factory, tiny_bert, lines57, lines61):
+    """Output folder of a plain run: 57 lines, twice, in batches of 8, dropout off. Not to be written to."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {
+        **ALIKE,
+        "model": tiny_bert,
+        "train_file": lines57,
+        "validation_file": lines61,
+        "test_file": lines57,
+        "max_seq_length": LENGTH,
+        "per_device_train_batch_size": 8,
+        **CURVE,
+        "output_dir": folder / "out",
+        "save_strategy": "epoch",
+    }
+    Run("run_mlm.py", settings, folder).wait().checked()
+    return folder / "out"

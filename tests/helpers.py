@@ -292,6 +292,21 @@ def make_masker(vocab_size, mask_id, special, seed=0, **flags):
     return Masker(tokenizer, Namespace(**defaults | flags), seed)
 
 
+def write_lines(path, lines, encoding="utf-8", newline="\n"):
+    path.write_bytes(newline.join([*lines, ""]).encode(encoding))
+    return path
+
+
+def assert_one_message(done, fragments):
+    assert done.status == 2, done.err
+    assert "Traceback" not in done.out + done.err
+    assert done.err.count("error:") == 1
+    message = done.err.rstrip().splitlines()[-1]
+    assert message.startswith("run_mlm.py: error: ")
+    for fragment in fragments:
+        assert fragment in message
+
+
 # ---------------------------------------------------------------- sentences with tags, and questions
 
 # Words that are pieces of their own in the tiny vocabulary, so that a few updates learn them, and some that are not.
