@@ -273,10 +273,9 @@ class GlobalBatchSampler(Sampler):
 
     def updates_until(self, epochs):
         """Count the updates of so many epochs, which may be a fraction."""
-        whole = int(epochs)
-        updates = sum(map(self.updates_in, range(whole)))
-        if epochs > whole:
-            rest = (epochs - whole) * self.updates_in(whole)
+        updates = sum(map(self.updates_in, range(int(epochs))))
+        if epochs % 1:
+            rest = epochs % 1 * self.updates_in(int(epochs))
             updates += math.ceil(round(rest, 6))  # 0.1 x 50 is 5
         return updates
 
@@ -1824,12 +1823,14 @@ class Processes:
     """
 
     def __init__(self, num_processes, rank, local_rank):
-        self.num_processes, self.rank, self.local_rank = num_processes, rank, local_rank
+        self.num_processes, self.rank = num_processes, rank
+        self.turn = (rank > 0) + (local_rank > 0)  # 1 for the first of another machine
         started = int(os.environ.get("WORLD_SIZE", num_processes))
         if started != num_processes:
             raise InputError(f"{started} processes were started, but each would train alone. On a "
                              "CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
                              "--num_processes N run_….py …")
+        self.group = None
         if started > 1:
             self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
@@ -1847,9 +1848,8 @@ class Processes:
         What one caches, the next find. Where one raises InputError inside, it says why, and all
         end.
         """
-        turn = (self.rank > 0) + (self.local_rank > 0)
-        for now in range(3):
-            if now == turn:
+        for turn in range(3):
+            if turn == self.turn:
                 try:
                     yield
                 except InputError as error:
@@ -2059,8 +2059,8 @@ class StopSignal:
             raise KeyboardInterrupt
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        for handler in self.before.items():
+            signal.signal(*handler)
 
 
 class InterruptEnds(StopSignal):

@@ -66,10 +66,9 @@ class GlobalBatchSampler(Sampler):
 
     def updates_until(self, epochs):
         """Count the updates of so many epochs, which may be a fraction."""
-        whole = int(epochs)
-        updates = sum(map(self.updates_in, range(whole)))
-        if epochs > whole:
-            rest = (epochs - whole) * self.updates_in(whole)
+        updates = sum(map(self.updates_in, range(int(epochs))))
+        if epochs % 1:
+            rest = epochs % 1 * self.updates_in(int(epochs))
             updates += math.ceil(round(rest, 6))  # 0.1 x 50 is 5
         return updates
 

@@ -30,8 +30,8 @@ class StopSignal:
             raise KeyboardInterrupt
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        for handler in self.before.items():
+            signal.signal(*handler)
 
 
 class InterruptEnds(StopSignal):
