@@ -1061,7 +1061,9 @@ COUNT, AMOUNT, ABOVE_0 = number(int, 1), number(float, 0), number(float, 0, abov
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message):  # argparse would print its usage, once for each process
+    """Raises InputError where argparse would print its usage, once for each process."""
+
+    def error(self, message):
         message = message.removeprefix("argument ").replace(": is ", " is ")  # as number says it
         raise InputError(f"{message}; see --help")
 
@@ -1167,12 +1169,12 @@ def parse_with_config(parser, argv=None):
     """Parse a command line, and before it the YAML file of --config: a Namespace.
 
     Args:
-        argv: arguments; None takes those of the process.
+        argv: list of arguments; None takes those of the process.
 
     Raises:
         InputError: an unknown flag, a value that does not fit, or a fault in the file.
     """
-    typed = sys.argv[1:] if argv is None else list(argv)
+    typed = sys.argv[1:] if argv is None else argv
     path = parser.parse_known_args(typed)[0].config
     words = read_config(path) if path else []  # in front, so that what is typed wins
     args, unknown = parser.parse_known_args(words + typed)
