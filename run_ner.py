@@ -148,35 +148,41 @@ def parse_args(argv=None):
     """Parse the command line: a Namespace of all flags, checked."""
     parser = Parser(NerArguments, description=__doc__.partition("\n")[0], allow_abbrev=False,
                     formatter_class=HelpFormatter)
-    add_model_and_data_flags(
-        parser, default_dataset=DEFAULT_DATASET, rows="sentences", examples="sentences", shortest=3,
-        max_seq_length=128, length_help="tokens per window, [CLS] and [SEP] too; a longer sentence "
-        "is cut into overlapping windows, of which none of its words is lost")
+    group = add_model_and_data_flags(parser, DEFAULT_DATASET, "sentences", "sentences")
+    add_flags(
+        group,
+        ("max_seq_length", number(int, 3), 128,
+         "tokens per window, [CLS] and [SEP] too; a longer sentence is cut into overlapping "
+         "windows, of which none of its words is lost"),
+    )
     group = parser.add_argument_group("names")
     add_flags(
         group,
-        ("text", str, None, "label this text, at the end; without data, that is all"),
-        ("text_column_name", str, None, "column of the words (default: tokens, Sentence or text)"),
-        ("label_column_name", str, None, "column of the tags (default: ner_tags, tags or Tag)"),
-        ("label_list", [str], None, "all tags, in order, as O B-PER I-PER (default: those of the "
-         "data, or of a model that is not trained)"),
-        ("on_bad_row", ["error", "skip"], "error", "a faulty sentence ends the run, or goes to "
-         "skipped_rows.jsonl"),
-        ("stride", number(int, 0), None, "tokens that two windows of a sentence share (default: a "
-         "quarter of --max_seq_length)"),
-        ("label_all_tokens", bool, False, "train on all tokens of a word, not on its first alone"),
-        ("constrained_decoding", bool, True, "choose the best sequence of tags that the scheme "
-         "allows"),
-        ("class_weights", str, None, "weights of types in the loss, as PER=2,LOC=1,O=0.5, 1 for "
-         "those not named; or balanced: each label as if all were equally frequent"),
-        ("freeze_embeddings", bool, False, "leave the embeddings as they are"),
-        ("freeze_layers", number(int, 0), 0, "leave so many layers as they are, counted from the "
-         "embeddings on"),
-        ("unlabeled_file", [str], None, "files or globs for pseudo-labelling: a text a line in "
-         ".txt; any other layout as above, whose tags are not read"),
+        ("text", str, "label this text, at the end; without data, that is all"),
+        ("text_column_name", str, "column of the words (default: tokens, Sentence or text)"),
+        ("label_column_name", str, "column of the tags (default: ner_tags, tags or Tag)"),
+        ("label_list", [str],
+         "all tags, in order, as O B-PER I-PER (default: those of the data, or of a model that is "
+         "not trained)"),
+        ("on_bad_row", ["error", "skip"], "error",
+         "a faulty sentence ends the run, or goes to skipped_rows.jsonl"),
+        ("stride", number(int, 0),
+         "tokens that two windows of a sentence share (default: a quarter of --max_seq_length)"),
+        ("label_all_tokens", bool, "train on all tokens of a word, not on its first alone"),
+        ("constrained_decoding", bool, True,
+         "choose the best sequence of tags that the scheme allows"),
+        ("class_weights", str,
+         "weights of types in the loss, as PER=2,LOC=1,O=0.5, 1 for those not named; or balanced: "
+         "each label as if all were equally frequent"),
+        ("freeze_embeddings", bool, "leave the embeddings as they are"),
+        ("freeze_layers", number(int, 0), 0,
+         "leave so many layers as they are, counted from the embeddings on"),
+        ("unlabeled_file", [str],
+         "files or globs for pseudo-labelling: a text a line in .txt; any other layout as above, "
+         "whose tags are not read"),
         ("pseudo_label_rounds", COUNT, 1, "times to label --unlabeled_file and train anew with it"),
-        ("pseudo_label_threshold", number(float, 0, 1), 0.9, "keep a sentence if all words have "
-         "this probability"),
+        ("pseudo_label_threshold", number(float, 0, 1), 0.9,
+         "keep a sentence if all words have this probability"),
     )
     group.add_argument("--no_constrained_decoding", dest="constrained_decoding",
                        action="store_false", help="choose the best tag of each word")
@@ -856,7 +862,7 @@ def make_windows(sentences, tokenizer, labels, max_seq_length, stride, label_all
     kinds = datasets.Features({"tokens": datasets.List(datasets.Value("large_string")),
                                "spaced": datasets.List(datasets.Value("bool")),
                                "tags": datasets.List(datasets.Value("string"))})
-    with end_at_interrupt():
+    with InterruptEnds():
         return datasets.Dataset.from_dict(rows,
                                           kinds).map(align, batched=True, with_indices=True,
                                                      remove_columns=list(rows), num_proc=num_proc,
@@ -1521,7 +1527,7 @@ def main(argv=None):
 
 
 # ==== utils/errors.py, whole (to change it, change it there; `make fix` copies it) ====
-# Mistakes of the user, and what else is no fault of the program: one message, and exit status
+# Mistakes of the user, and what else is no fault of the program: one message, exit status 2.
 
 class InputError(ValueError):
     """A mistake in what the user gave. Its message is all they are shown; the exit status is 2."""
@@ -1531,10 +1537,7 @@ class InputError(ValueError):
 
 @contextmanager
 def blame(what, advice=""):
-    """Turn the failure of a call into a library into an InputError.
-
-    It says what was asked, the failure, and what to do.
-    """
+    """Turn the failure of a library's call into an InputError: what was asked, why not, a cure."""
     try:
         yield
     except Exception as error:
@@ -1562,25 +1565,26 @@ def run_main(main):
     others meanwhile.
     """
     sys.stdout.reconfigure(errors="replace")  # what a terminal of another encoding cannot show
-    status, speaks = 2, int(os.environ.get("RANK", 0)) == 0
+    status, waits = 2, int(os.environ.get("RANK", 0)) > 0
     try:
         return main()
     except InputError as error:
-        message, speaks = f"error: {error}", speaks or error.only_here
+        message = f"error: {error}"
+        waits = waits and not error.only_here
     except KeyboardInterrupt:
         status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
-        place = error.filename or "a file"
-        message, speaks = f"error: {place} cannot be written: {error.strerror}", True
-    if not speaks:
+        message = f"error: {error.filename or 'a file'} cannot be written: {error.strerror}"
+        waits = False
+    if waits:
         time.sleep(10)
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    # With the processes connected, to take them down while others wait can abort, and lose the
-    # status.
-    (os._exit if torch.distributed.is_initialized() else sys.exit)(status)
+    if torch.distributed.is_initialized():
+        os._exit(status)  # to take down what the others wait for can abort, and lose the status
+    sys.exit(status)
 
 
 # ==== utils/arguments.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -1596,7 +1600,8 @@ HINTS = {  # for flags that users of other scripts type by habit
     "--group_by_length": "leave it out: the order of examples is a function of --seed",
     "--warmup_ratio": "give --warmup_steps, below 1 a share of all updates",
     "--cache_dir": "set the environment variable HF_HOME to that folder",
-    "--return_entity_level_metrics": "leave it out: run_ner.py writes the scores of each type into all_results.json",
+    "--return_entity_level_metrics":
+        "leave it out: run_ner.py writes the scores of each type into all_results.json",
     "--task_name": "leave it out: each script has one task",
     "--pair_unit": "run_pretraining.py makes segments, run_nsp.py pairs of sentences alone",
     "--short_seq_prob": "run_pretraining.py makes segments, run_nsp.py pairs of sentences alone",
@@ -1608,13 +1613,14 @@ def number(kind, low, high=math.inf, above=False):
 
     From low, or above it, up to high.
     """
+    bounds = f"{'more than' if above else 'at least'} {low}"
+    if high < math.inf:
+        bounds += f" and at most {high}"
 
     def parse(text):
         value = kind(text)
         if not low <= value <= high or value == math.inf or (above and value == low):
-            raise argparse.ArgumentTypeError(f"is {text}; expected "
-                                             f"{'more than' if above else 'at least'} {low}"
-                                             + (f" and at most {high}" if high < math.inf else ""))
+            raise argparse.ArgumentTypeError(f"is {text}; expected {bounds}")
         return value
 
     parse.__name__ = kind.__name__  # which argparse names where the text is no number at all
@@ -1624,80 +1630,76 @@ def number(kind, low, high=math.inf, above=False):
 COUNT, AMOUNT, ABOVE_0 = number(int, 1), number(float, 0), number(float, 0, above=True)
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):  # says what the default is, where there is one
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
 class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message):  # argparse would print its usage, once for each process
-        # Of a type made by number.
-        message = message.removeprefix("argument ").replace(": is ", " is ")
+    """Raises InputError where argparse would print its usage, once for each process."""
+
+    def error(self, message):
+        message = message.removeprefix("argument ").replace(": is ", " is ")  # as number says it
         raise InputError(f"{message}; see --help")
 
 
 def add_flags(group, *flags):
     """Add flags to a group of a parser, each a tuple of name, type, default and help.
 
-    The type bool makes a switch (--flag, --flag true, --flag false), a list of words a choice,
-    [str] takes several.
+    The type bool makes a switch (--flag, --flag true, --flag false), a list of words a choice, and
+    [str] takes several words. Where no default stands, a switch is off, and anything else is None.
     """
-    for name, kind, default, words in flags:
+    for name, kind, *default, words in flags:
         how = {"type": kind}
         if kind is bool:
             how = {"type": string_to_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
+            default = default or [False]
         elif kind == [str]:
             how = {"nargs": "+"}
         elif isinstance(kind, list):
             how = {"choices": kind}
-        group.add_argument(f"--{name}", default=default, help=words, **how)
+        if default:
+            how["default"] = default[0]
+            words += " (default: %(default)s)"
+        group.add_argument(f"--{name}", help=words, **how)
 
 
-def add_model_and_data_flags(parser, *, default_dataset, rows, examples, shortest, max_seq_length,
-                             length_help):
+def add_model_and_data_flags(parser, default_dataset, rows, examples):
     """Add the flags of model and data to a parser: the group of the data, for a script's own.
 
     Args:
         default_dataset: name of the data set that a bare call takes.
         rows: what is drawn for evaluation, in words: "rows".
         examples: what a batch is made of: "blocks".
-        shortest: the least --max_seq_length.
-        max_seq_length: its default.
-        length_help: what it counts, in words.
     """
-    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed "
-                        "beside it win")
+    parser.add_argument("--config", metavar="RUN.yaml",
+                        help="YAML file of flags; flags typed beside it win")
     group = parser.add_argument_group("model")
     group.add_argument("--model", "--model_name_or_path", default="bert-base-uncased",
-                       help="Hub name or folder")
+                       help="Hub name or folder (default: %(default)s)")
     add_flags(
         group,
-        ("tokenizer_name", str, None, "Hub name or folder of the tokenizer (default: the model's)"),
+        ("tokenizer_name", str, "Hub name or folder of the tokenizer (default: the model's)"),
         ("model_revision", str, "main", "branch, tag or commit on the Hub"),
-        ("from_scratch", bool, False, "the model's config alone, with random weights"),
-        ("config_overrides", str, None, "config settings to change, as hidden_dropout_prob=0,…; "
-         "for pretrained models too"),
-        ("trust_remote_code", bool, False, "run code that comes with the model"),
+        ("from_scratch", bool, "the model's config alone, with random weights"),
+        ("config_overrides", str,
+         "config settings to change, as hidden_dropout_prob=0,…; for pretrained models too"),
+        ("trust_remote_code", bool, "run code that comes with the model"),
     )
     group = parser.add_argument_group("data")
     add_flags(
         group,
-        ("dataset_name", str, None, f"Hub name or folder (default: {default_dataset} where no file "
-         "is given)"),
-        ("dataset_config_name", str, None, "configuration of that data set"),
-        ("train_file", [str], None, "files or globs to train on"),
-        ("validation_file", [str], None, "files or globs to evaluate on"),
-        ("test_file", [str], None, "files or globs for the predict_ scores and predictions at the "
-         "end"),
-        ("validation_split_percentage", number(float, 0, 99), 10, f"percent of the training {rows} "
-         "to evaluate on where there are no validation data, the same for every seed; 0 is none"),
-        ("max_seq_length", number(int, shortest), max_seq_length, length_help),
-        ("max_train_samples", COUNT, None, f"train on a random sample of so many {examples} "
-         "(default: all)"),
-        ("max_eval_samples", COUNT, None, "the same for evaluation (default: all)"),
-        ("max_predict_samples", COUNT, None, "the same for test data (default: all)"),
-        ("preprocessing_num_workers", COUNT, None, "processes that tokenize (default: 1)"),
-        ("overwrite_cache", bool, False, "prepare the data anew even where the cache holds them"),
+        ("dataset_name", str,
+         f"Hub name or folder (default: {default_dataset} where no file is given)"),
+        ("dataset_config_name", str, "configuration of that data set"),
+        ("train_file", [str], "files or globs to train on"),
+        ("validation_file", [str], "files or globs to evaluate on"),
+        ("test_file", [str],
+         "files or globs for the predict_ scores and predictions at the end"),
+        ("validation_split_percentage", number(float, 0, 99), 10,
+         f"percent of the training {rows} to evaluate on where there are no validation data, the "
+         "same for every seed; 0 is none"),
+        ("max_train_samples", COUNT,
+         f"train on a random sample of so many {examples} (default: all)"),
+        ("max_eval_samples", COUNT, "the same for evaluation (default: all)"),
+        ("max_predict_samples", COUNT, "the same for test data (default: all)"),
+        ("preprocessing_num_workers", COUNT, "processes that tokenize (default: 1)"),
+        ("overwrite_cache", bool, "prepare the data anew even where the cache holds them"),
     )
     return group
 
@@ -1705,30 +1707,29 @@ def add_model_and_data_flags(parser, *, default_dataset, rows, examples, shortes
 def read_config(path):
     """Turn a YAML file of flags into a list of command-line arguments.
 
-    They stand before those that were typed, so that those win.
-
     Args:
-        path: a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line:
-            true`.
+        path: a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`,
+            `line_by_line: true`.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
     """
     with blame(f"--config {path}: cannot be read", "Expected one `flag: value` a line."):
-        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is
+        # Every value is the text that stands there: `no` is a strategy here, not False, and 5e-5 is
         # a number.
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    if not isinstance(settings, dict):
-        raise InputError(f"--config {path}: expected one `flag: value` a line, found "
-                         f"{str(settings)[:40]!r}")
+        settings = yaml.load(Path(path).read_bytes(), yaml.BaseLoader) or {}
+    if not isinstance(settings, dict) or "config" in settings:
+        raise InputError(f"--config {path}: expected one `flag: value` a line, and none for config; "
+                         f"found {str(settings)[:40]!r}")
     words = []
     for flag, value in settings.items():
-        if flag in ("config", "help"):
-            raise InputError(f"--config {path}: {flag!r} cannot stand in the file")
         if isinstance(value, dict):
             value = ",".join(f"{name}={part}" for name, part in value.items())
-        if isinstance(value, list) and {*map(type, value)} <= {str}:
+        if isinstance(value, list):
+            if not {*map(type, value)} <= {str}:
+                raise InputError(f"--config {path}: {flag!r} holds more than a list of values; put "
+                                 "each one in quotes")
             words += [f"--{flag}", *value]
-        elif isinstance(value, list):
-            raise InputError(f"--config {path}: {flag!r} holds more than a list of values; put "
-                             "each one in quotes")
         elif value not in ("", "null", "~"):
             words.append(f"--{flag}={value}")
     return words
@@ -1738,20 +1739,22 @@ def parse_with_config(parser, argv=None):
     """Parse a command line, and before it the YAML file of --config: a Namespace.
 
     Args:
-        argv: arguments; None takes those of the process. InputError: an unknown flag, or a fault in
-            the file.
+        argv: list of arguments; None takes those of the process.
+
+    Raises:
+        InputError: an unknown flag, a value that does not fit, or a fault in the file.
     """
-    typed = sys.argv[1:] if argv is None else list(argv)
-    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
-    only_config.add_argument("--config")
-    path = only_config.parse_known_args(typed)[0].config
-    args, unknown = parser.parse_known_args((read_config(path) if path else []) + typed)
+    typed = sys.argv[1:] if argv is None else argv
+    path = parser.parse_known_args(typed)[0].config
+    words = read_config(path) if path else []  # in front, so that what is typed wins
+    args, unknown = parser.parse_known_args(words + typed)
     if unknown:
         flag = unknown[0].partition("=")[0]
-        near = difflib.get_close_matches(flag, parser._option_string_actions, n=1)
-        hint = HINTS.get(flag) or (f"did you mean {near[0]}?" if near else "see --help")
-        raise InputError(f"{flag} is not a flag of this "
-                         f"script{f', nor a key of {path}' if path else ''}: {hint}")
+        hint = "see --help"
+        for near in difflib.get_close_matches(flag, parser._option_string_actions, n=1):
+            hint = f"did you mean {near}?"
+        place = f", nor a key of {path}" if path else ""
+        raise InputError(f"{flag} is not a flag of this script{place}: {HINTS.get(flag, hint)}")
     return args
 
 
@@ -1785,8 +1788,8 @@ def check_output_flags(args, parser):
         if package not in ("wandb", "trackio", "tensorboard"):
             parser.error(f"--report_to {package}: expected none, wandb, trackio or tensorboard")
         if not importlib.util.find_spec(package):  # nothing would be logged, and nothing said
-            parser.error(f"--report_to {package}: the package is not installed; pip install "
-                         f"{package}")
+            parser.error(f"--report_to {package}: the package is not installed; "
+                         f"pip install {package}")
 
 
 # ==== utils/writing.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -1801,7 +1804,7 @@ def written_aside(path):
     aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
     try:
         yield aside
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -1809,7 +1812,7 @@ def written_aside(path):
 def write_json(path, value):
     """Write a value as JSON."""
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+        aside.write_text(json.dumps(value, indent=4) + "\n")  # ASCII alone
 
 
 # ==== utils/reading.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -2027,6 +2030,10 @@ ADVICE = ("Expected a name on the Hub, or a folder of config.json, tokenizer.jso
           "model.safetensors: check the spelling. Without network, load it where there is one (hf "
           "download NAME --local-dir DIR) and give that folder.")
 
+# Models whose positions begin behind the padding id: parts of config.model_type.
+KINDS_WITH_OFFSET = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet",
+                     "roberta", "xmod")
+
 
 def hub_settings(args):
     """What each from_pretrained is told of the Hub. args: Namespace of the flags."""
@@ -2036,24 +2043,25 @@ def hub_settings(args):
 def load_config_and_tokenizer(args, max_seq_length):
     """Load what is needed to prepare data: (config, tokenizer).
 
-    InputError where they do not fit the task.
-
     Args:
         args: Namespace of the flags.
         max_seq_length: tokens that the model has to take, 0 where it does not matter.
+
+    Raises:
+        InputError: they cannot be loaded, or do not fit the task.
     """
     name = args.tokenizer_name or args.model
-    flag = f"--tokenizer_name {name}" if args.tokenizer_name else f"--model {name}"
+    flag = f"--{'tokenizer_name' if args.tokenizer_name else 'model'} {name}"
     with blame(f"--model {args.model}: cannot be loaded", ADVICE):
         config = AutoConfig.from_pretrained(args.model, **hub_settings(args))
-    with blame(f"--config_overrides {args.config_overrides}", "Expected KEY=VALUE,KEY=VALUE with "
-               "keys of config.json."):
-        if args.config_overrides:
+    if args.config_overrides:
+        with blame(f"--config_overrides {args.config_overrides}",
+                   "Expected KEY=VALUE,KEY=VALUE with keys of config.json."):
             config.update_from_string(args.config_overrides)
     with blame(f"{flag}: cannot be loaded", ADVICE):
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_settings(args))
-    # What transformers makes where there is none.
     if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:
+        # What transformers makes where there is none.
         raise InputError(f"{flag}: there is no tokenizer in it, or one without words. Save the "
                          "tokenizer beside the model, or give --tokenizer_name.")
     ids = [*edge_ids(tokenizer), tokenizer.mask_token_id, tokenizer.pad_token_id]
@@ -2092,13 +2100,15 @@ def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **se
         else:
             model, info = kind.from_pretrained(name, config=config, dtype=torch.float32,
                                                output_loading_info=True, **settings)
-            missing = ", ".join(sorted({key.rpartition(".")[0] for key in info["missing_keys"]}))
+            missing = {key.rpartition(".")[0] for key in info["missing_keys"]}
             note = f"its {head} comes trained"
-            note = (f"these parts start at random, as it has no weights for them: {missing}"
-                    if missing else note)
+            if missing:
+                note = ("these parts start at random, as it has no weights for them: "
+                        + ", ".join(sorted(missing)))
     size = model.get_input_embeddings().num_embeddings
     if vocab_size > size:
-        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
+        note += (f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, "
+                 "the new ones at random")
         model.resize_token_embeddings(vocab_size)
     return model, note
 
@@ -2106,7 +2116,8 @@ def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **se
 def checkpoint_gradients(model):
     """Let a model forget most of what backward needs, and compute it again.
 
-    InputError where its kind cannot.
+    Raises:
+        InputError: a model of its kind cannot.
     """
     if not model.supports_gradient_checkpointing:
         raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} "
@@ -2122,13 +2133,10 @@ def edge_ids(tokenizer):
 
 def longest_input(config, tokenizer):
     """Count the tokens, special ones too, that a model takes; infinity for no limit."""
-    longest = min(getattr(config, "max_position_embeddings", None) or math.inf,
-                  tokenizer.model_max_length)
-    offset = "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod"
-    # Their positions begin behind the padding id.
-    if "roberta" in config.model_type or config.model_type in offset:
-        longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
-    return longest
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    if any(kind in config.model_type for kind in KINDS_WITH_OFFSET):
+        positions -= (config.pad_token_id or 0) + 1
+    return min(positions, tokenizer.model_max_length)
 
 
 # ==== utils/devices.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -2145,19 +2153,14 @@ def pick_precision(wanted, launcher, device_type):
         return wanted
     if launcher in ("bf16", "fp16"):
         return launcher
-    native = False
+    native = device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type == "cpu":
-        native = any(torch.cpu.get_capabilities().get(name) for name
-                     in ("amx_bf16", "avx512_bf16", "bf16"))
-    elif device_type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        native = any(map(torch.cpu.get_capabilities().get, ("amx_bf16", "avx512_bf16", "bf16")))
     return "bf16" if native else "no"
 
 
 def set_cpu_threads(wanted, local_processes):
-    """Set torch's threads: `wanted`, or physical cores / processes of this machine.
-
-    Returns their number.
+    """Set torch's threads, and return their number: `wanted`, or physical cores / local processes.
 
     `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
     """
@@ -2170,9 +2173,8 @@ def set_cpu_threads(wanted, local_processes):
 def keep_freed_memory():
     """Have the C library keep what is freed for the next update.
 
-    To give it back and fetch it anew costs a tenth of it.
-
-    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
+    To give it back and fetch it anew costs a tenth of an update. For training on a CPU with glibc;
+    elsewhere there is no such setting, and nothing is done.
     """
     with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
@@ -2186,49 +2188,49 @@ def choose_device(mixed_precision, cpu_threads):
     Raises:
         InputError: the launcher asks for what these scripts do not support, or for fp16 on a CPU.
     """
-    switched_on = {name for name in ("FSDP", "DEEPSPEED", "CPU")
-                   if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes")}
-    if switched_on - {"CPU"}:
-        raise InputError(f"accelerate is set to {' and '.join(switched_on - {'CPU'})}, which this "
-                         "script does not support: encoders of this size train fastest with plain "
-                         "data parallelism, accelerate launch --multi_gpu")
-    on_cpu = "CPU" in switched_on or not torch.accelerator.is_available()
+    for name in ("FSDP", "DEEPSPEED"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise InputError(f"accelerate is set to {name}, which this script does not support: "
+                             "encoders of this size train fastest with plain data parallelism, "
+                             "accelerate launch --multi_gpu")
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
-    precision = pick_precision(mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
-                               device_type)
-    if precision == "fp16" and on_cpu:
-        raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    precision = pick_precision(mixed_precision, launcher, device_type)
     if on_cpu:
         keep_freed_memory()
-    return (on_cpu, precision, set_cpu_threads(cpu_threads,
-                                               int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        if precision == "fp16":
+            raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return on_cpu, precision, set_cpu_threads(cpu_threads, local_processes)
 
 
 class Processes:
     """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
 
-    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes
-    is given up.
+    They do so over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than
+    ten minutes is given up.
 
     Raises:
         InputError: the launcher started more processes than train together.
     """
 
     def __init__(self, num_processes, rank, local_rank):
-        self.num_processes, self.rank, self.local_rank = num_processes, rank, local_rank
-        self.group = None
+        self.num_processes, self.rank = num_processes, rank
+        self.turn = (rank > 0) + (local_rank > 0)  # 1 for the first of another machine
         started = int(os.environ.get("WORLD_SIZE", num_processes))
         if started != num_processes:
             raise InputError(f"{started} processes were started, but each would train alone. On a "
                              "CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
                              "--num_processes N run_….py …")
-        if num_processes > 1:
+        self.group = None
+        if started > 1:
             self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
     def sum(self, *values):
         """Add up numbers over all processes, in float64: a list of as many floats."""
         totals = torch.tensor(values, dtype=torch.float64)
-        if self.group is not None:
+        if self.num_processes > 1:
             torch.distributed.all_reduce(totals, group=self.group)
         return totals.tolist()
 
@@ -2236,22 +2238,18 @@ class Processes:
     def main_first(self):
         """Let the first process go first, then the first of each machine, then the others.
 
-        What one caches, the next find.
-
-        Where one raises InputError inside, it says why, and all end.
+        What one caches, the next find. Where one raises InputError inside, it says why, and all
+        end.
         """
-        failure, turn = None, 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
-        for now in range(3):
-            if now == turn:
+        for turn in range(3):
+            if turn == self.turn:
                 try:
                     yield
                 except InputError as error:
-                    failure = error
-                    failure.only_here = True
-            failures = self.sum(failure is not None)[0]
-            if failure:
-                raise failure
-            if failures:
+                    error.only_here = True
+                    self.sum(True)
+                    raise
+            if self.sum(False)[0]:
                 # The launcher ends all as soon as one is gone: let the other speak first.
                 time.sleep(10)
                 sys.exit(2)
@@ -2294,11 +2292,12 @@ class GlobalBatchSampler(Sampler):
     def __iter__(self):
         order, size = self.order(), self.global_batch
         for start in range(self.first_update * size, len(order), size):
-            # Even pieces of the update, which follow each other over the processes; of the last
-            # one, some may be empty.
-            pieces = np.array_split(order[start : start + size], self.accumulation_steps
-                                    * self.num_processes)
-            yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
+            # Even pieces of the update, which follow each other over the processes. Of the last
+            # update, some may be empty.
+            pieces = np.array_split(order[start : start + size],
+                                    self.accumulation_steps * self.num_processes)
+            for piece in pieces[self.rank :: self.num_processes]:
+                yield piece.tolist()
 
     def __len__(self):
         return self.updates_in(self.epoch) * self.accumulation_steps
@@ -2307,8 +2306,8 @@ class GlobalBatchSampler(Sampler):
         """Draw the order of the examples of the epoch: int64, (examples,)."""
         # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0
         # in epoch 1.
-        return np.random.default_rng((self.seed,
-                                      self.epoch)).permutation(self.examples_in(self.epoch))
+        rng = np.random.default_rng((self.seed, self.epoch))
+        return rng.permutation(self.examples_in(self.epoch))
 
     def examples_in(self, epoch):
         return self.n(epoch) if callable(self.n) else self.n
@@ -2318,15 +2317,16 @@ class GlobalBatchSampler(Sampler):
 
     def updates_until(self, epochs):
         """Count the updates of so many epochs, which may be a fraction."""
-        whole = int(epochs)
-        # 0.1 x 50 is 5
-        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0
-        return sum(map(self.updates_in, range(whole))) + math.ceil(rest)
+        updates = sum(map(self.updates_in, range(int(epochs))))
+        if epochs % 1:
+            rest = epochs % 1 * self.updates_in(int(epochs))
+            updates += math.ceil(round(rest, 6))  # 0.1 x 50 is 5
+        return updates
 
     def place(self, update):
         """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
         epoch = 0
-        while update and update >= self.updates_in(epoch):
+        while update >= self.updates_in(epoch):
             update -= self.updates_in(epoch)
             epoch += 1
         return epoch, update
@@ -2539,48 +2539,42 @@ class StopSignal:
     A second Ctrl-C ends at once.
     """
 
+    numbers = signal.SIGTERM, signal.SIGINT
+
     def __enter__(self):
-        self.number, self.since = 0, 0.0
-        self.before = {number: signal.signal(number, self.note) for number
-                       in (signal.SIGTERM, signal.SIGINT)}
+        self.number = 0
+        self.before = {number: signal.signal(number, self.note) for number in self.numbers}
         return self
 
     def note(self, number, _frame):
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
         # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not
         # a second one.
-        if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
+        elif number == signal.SIGINT and time.monotonic() - self.since > 2:
             raise KeyboardInterrupt
-        self.number, self.since = self.number or number, self.since or time.monotonic()
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        for handler in self.before.items():
+            signal.signal(*handler)
 
 
-def ignore_interrupts(_worker=None):
-    # Ctrl-C is for the loop, which still needs the data of its update
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class InterruptEnds(StopSignal):
+    """Lets Ctrl-C end the run at once, and the data workers of a library, which hang or talk."""
 
+    numbers = (signal.SIGINT,)
 
-@contextmanager
-def end_at_interrupt():
-    """Let Ctrl-C end the run at once, with the data workers of a library, which would hang or
-    talk.
-    """
-    main = os.getpid()
-
-    def end(_number, _frame):
-        if os.getpid() == main:
+    def note(self, number, _frame):
+        if multiprocess.parent_process() is None:  # a worker, forked, has this handler too
             for worker in multiprocess.active_children():
                 worker.kill()
             print("\nStopped by Ctrl-C; what was saved stays as it is", file=sys.stderr, flush=True)
-            os._exit(128 + signal.SIGINT)
+            os._exit(128 + number)
 
-    before = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+def ignore_interrupts(_worker=None):
+    """Leave Ctrl-C to the loop, which still needs the data of its update."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def end_stopped_run(accelerator, number, step, say):
@@ -2885,6 +2879,13 @@ SHOWN = (  # of TrainingArguments, even where they are as there
     "learning_rate", "num_train_epochs", "max_steps", "weight_decay", "seed", "warmup_steps",
     "lr_scheduler_type", "gradient_accumulation_steps", "max_grad_norm",
 )
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says what a default is, where there is one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def settle_flags(parser):

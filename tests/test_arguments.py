@@ -20,7 +20,6 @@ from utils.arguments import (
     COUNT,
     HINTS,
     ArgumentParser,
-    HelpFormatter,
     add_flags,
     check_output_flags,
     choose_tasks,
@@ -89,10 +88,9 @@ def shared_flags(module, name, *args, **kwargs):
 
 
 SOME_WORDS = {
-    "add_model_and_data_flags": ((), {"default_dataset": "SET", "rows": "ROWS", "examples": "EXAMPLES", "shortest": 3,
-                                      "max_seq_length": 99, "length_help": "LENGTH"}),
+    "add_model_and_data_flags": (("SET", "ROWS", "EXAMPLES"), {}),
     "add_loop_flags": (("TASK", "EXAMPLES"), {}),
-}  # fmt: skip
+}
 ORIGINALS = {"add_model_and_data_flags": arguments, "add_loop_flags": loop_arguments}
 SECTIONS = [(script, "add_model_and_data_flags") for script
             in SCRIPTS] + [(script, "add_loop_flags") for script in LOOPS]
@@ -110,8 +108,8 @@ def test_a_flag_of_a_shared_section_is_the_same_in_all_scripts_but_for_what_a_sc
     args, kwargs = words[name]
     with_own_words, found = shared_flags(ORIGINALS[name], name, *args, **kwargs), flags_of(parser)
     assert {flag: found.get(flag) for flag in with_own_words} == with_own_words
-    for flag in expected:  # what a script passes in: the default of a length and of a folder, and words of help
-        if flag not in ("--max_seq_length", "--output_dir"):
+    for flag in expected:  # what a script passes in: the default of a folder, and words of help
+        if flag != "--output_dir":
             assert found[flag]["default"] == expected[flag]["default"]
 
 
@@ -134,6 +132,9 @@ def test_each_flag_has_a_help_text_and_the_parser_can_show_it(script, made_by):
         assert flag in text or "-" in flag.lstrip("-")  # a Trainer's flags have a second spelling, with hyphens
         if settings["help"] is not argparse.SUPPRESS:
             assert settings["help"]
+    words = " ".join(text.split())  # what a default is stands where there is one, and once
+    assert "Hub name or folder (default: bert-base-uncased)" in words
+    assert "default: None" not in words and "default: %" not in words and ") (default: " not in words
 
 
 def test_no_flag_is_named_like_another_but_for_its_hyphens(made_by):
@@ -286,16 +287,17 @@ def test_the_three_bounds_that_most_flags_have():
 @pytest.fixture
 def parser():
     """A parser with a flag of each kind."""
-    parser = ArgumentParser(allow_abbrev=False, formatter_class=HelpFormatter)
+    parser = ArgumentParser(allow_abbrev=False)
     parser.add_argument("--config")
     add_flags(
         parser,
         ("switch", bool, False, "a switch"),
         ("on", bool, True, "one that is on"),
         ("choice", ["no", "steps"], "no", "a choice"),
-        ("several", [str], None, "several words"),
+        ("several", [str], "several words"),
         ("rate", AMOUNT, 0.5, "a rate"),
-        ("name", str, None, "a name"),
+        ("name", str, "a name"),
+        ("off", bool, "a switch without one"),
     )
     return parser
 
@@ -303,7 +305,8 @@ def parser():
 @pytest.mark.parametrize(
     ("words", "values"),
     [
-        ([], {"switch": False, "on": True, "choice": "no", "several": None, "rate": 0.5, "name": None}),
+        ([], {"switch": False, "on": True, "choice": "no", "several": None, "rate": 0.5, "name": None,
+              "off": False}),
         (["--switch"], {"switch": True}),
         (["--switch", "true", "--on", "false"], {"switch": True, "on": False}),
         (["--switch", "no", "--on=0"], {"switch": False, "on": False}),
@@ -342,7 +345,8 @@ def test_the_arguments_of_the_process_are_taken_where_none_are_given(parser, mon
 def test_help_says_what_a_default_is_where_there_is_one(parser):
     text = " ".join(parser.format_help().split())
     assert "a rate (default: 0.5)" in text and "a choice (default: no)" in text
-    assert "a name (default" not in text and "several words (default" not in text
+    assert "a switch (default: False)" in text and "a switch without one (default: False)" in text
+    assert all(f"{words} (default" not in text for words in ("a name", "several words"))
 
 
 # ---------------------------------------------------------------- read_config
@@ -394,6 +398,7 @@ def test_a_config_becomes_the_arguments_as_one_would_type_them(config, content, 
         ("seed: 1\n\tmodel: b\n", ["line 2"]),
         ('seed: 1\nmodel: "b\n', ["line 3"]),
         ("- seed\n- 1\n", ["one `flag: value` a line", "['seed', '1']"]),
+        ("config: other.yaml\n", ["none for config"]),
         ("seed 1\n", ["one `flag: value` a line", "'seed 1'"]),
         (b"text: caf\xe9\n", ["cannot be read"]),
         ("train_file:\n  - path: a.txt\n", ["train_file"]),

@@ -5,9 +5,10 @@ import signal
 import time
 from types import SimpleNamespace
 
+import multiprocess
 import pytest
 
-from utils.signals import StopSignal, end_stopped_run, ignore_interrupts
+from utils.signals import InterruptEnds, StopSignal, end_stopped_run, ignore_interrupts
 
 
 @pytest.fixture
@@ -62,6 +63,26 @@ def test_a_ctrl_c_that_comes_twice_at_once_is_one_and_a_later_one_ends(handlers)
         send(signal.SIGTERM)  # however often: only a Ctrl-C is that impatient
         with pytest.raises(EndedError):
             send(signal.SIGINT)
+
+
+def test_while_data_are_prepared_a_worker_leaves_ctrl_c_to_the_main_process(handlers):
+    with InterruptEnds():
+        worker = multiprocess.get_context("fork").Process(target=send, args=(signal.SIGINT,))
+        worker.start()
+        worker.join(60)
+    assert worker.exitcode == 0
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+def test_while_data_are_prepared_ctrl_c_ends_at_once_with_the_workers(handlers, monkeypatch, capsys):
+    worker, statuses = multiprocess.get_context("fork").Process(target=time.sleep, args=(60,)), []
+    worker.start()
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    with InterruptEnds():
+        send(signal.SIGINT)
+    worker.join(30)
+    assert statuses == [130] and worker.exitcode == -signal.SIGKILL
+    assert "Stopped by Ctrl-C" in capsys.readouterr().err
 
 
 def test_a_data_worker_leaves_ctrl_c_to_the_loop(handlers):

@@ -47,9 +47,10 @@ import run_pretraining
 import run_qa
 from tools.offline_model import offline_model_path
 from tools.python_reference import write_reference
-from utils.arguments import ArgumentParser, HelpFormatter
+from utils.arguments import ArgumentParser
 from utils.errors import InputError
 from utils.models import longest_input
+from utils.trainer import HelpFormatter
 
 ROOT = Path(__file__).absolute().parents[1]
 REFERENCE = Path("outputs/python_reference.txt")

@@ -22,7 +22,8 @@ HINTS = {  # for flags that users of other scripts type by habit
     "--group_by_length": "leave it out: the order of examples is a function of --seed",
     "--warmup_ratio": "give --warmup_steps, below 1 a share of all updates",
     "--cache_dir": "set the environment variable HF_HOME to that folder",
-    "--return_entity_level_metrics": "leave it out: run_ner.py writes the scores of each type into all_results.json",
+    "--return_entity_level_metrics":
+        "leave it out: run_ner.py writes the scores of each type into all_results.json",
     "--task_name": "leave it out: each script has one task",
     "--pair_unit": "run_pretraining.py makes segments, run_nsp.py pairs of sentences alone",
     "--short_seq_prob": "run_pretraining.py makes segments, run_nsp.py pairs of sentences alone",
@@ -34,13 +35,14 @@ def number(kind, low, high=math.inf, above=False):
 
     From low, or above it, up to high.
     """
+    bounds = f"{'more than' if above else 'at least'} {low}"
+    if high < math.inf:
+        bounds += f" and at most {high}"
 
     def parse(text):
         value = kind(text)
         if not low <= value <= high or value == math.inf or (above and value == low):
-            raise argparse.ArgumentTypeError(f"is {text}; expected "
-                                             f"{'more than' if above else 'at least'} {low}"
-                                             + (f" and at most {high}" if high < math.inf else ""))
+            raise argparse.ArgumentTypeError(f"is {text}; expected {bounds}")
         return value
 
     parse.__name__ = kind.__name__  # which argparse names where the text is no number at all
@@ -50,80 +52,76 @@ def number(kind, low, high=math.inf, above=False):
 COUNT, AMOUNT, ABOVE_0 = number(int, 1), number(float, 0), number(float, 0, above=True)
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):  # says what the default is, where there is one
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
 class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message):  # argparse would print its usage, once for each process
-        # Of a type made by number.
-        message = message.removeprefix("argument ").replace(": is ", " is ")
+    """Raises InputError where argparse would print its usage, once for each process."""
+
+    def error(self, message):
+        message = message.removeprefix("argument ").replace(": is ", " is ")  # as number says it
         raise InputError(f"{message}; see --help")
 
 
 def add_flags(group, *flags):
     """Add flags to a group of a parser, each a tuple of name, type, default and help.
 
-    The type bool makes a switch (--flag, --flag true, --flag false), a list of words a choice,
-    [str] takes several.
+    The type bool makes a switch (--flag, --flag true, --flag false), a list of words a choice, and
+    [str] takes several words. Where no default stands, a switch is off, and anything else is None.
     """
-    for name, kind, default, words in flags:
+    for name, kind, *default, words in flags:
         how = {"type": kind}
         if kind is bool:
             how = {"type": string_to_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
+            default = default or [False]
         elif kind == [str]:
             how = {"nargs": "+"}
         elif isinstance(kind, list):
             how = {"choices": kind}
-        group.add_argument(f"--{name}", default=default, help=words, **how)
+        if default:
+            how["default"] = default[0]
+            words += " (default: %(default)s)"
+        group.add_argument(f"--{name}", help=words, **how)
 
 
-def add_model_and_data_flags(parser, *, default_dataset, rows, examples, shortest, max_seq_length,
-                             length_help):
+def add_model_and_data_flags(parser, default_dataset, rows, examples):
     """Add the flags of model and data to a parser: the group of the data, for a script's own.
 
     Args:
         default_dataset: name of the data set that a bare call takes.
         rows: what is drawn for evaluation, in words: "rows".
         examples: what a batch is made of: "blocks".
-        shortest: the least --max_seq_length.
-        max_seq_length: its default.
-        length_help: what it counts, in words.
     """
-    parser.add_argument("--config", metavar="RUN.yaml", help="YAML file of flags; flags typed "
-                        "beside it win")
+    parser.add_argument("--config", metavar="RUN.yaml",
+                        help="YAML file of flags; flags typed beside it win")
     group = parser.add_argument_group("model")
     group.add_argument("--model", "--model_name_or_path", default="bert-base-uncased",
-                       help="Hub name or folder")
+                       help="Hub name or folder (default: %(default)s)")
     add_flags(
         group,
-        ("tokenizer_name", str, None, "Hub name or folder of the tokenizer (default: the model's)"),
+        ("tokenizer_name", str, "Hub name or folder of the tokenizer (default: the model's)"),
         ("model_revision", str, "main", "branch, tag or commit on the Hub"),
-        ("from_scratch", bool, False, "the model's config alone, with random weights"),
-        ("config_overrides", str, None, "config settings to change, as hidden_dropout_prob=0,…; "
-         "for pretrained models too"),
-        ("trust_remote_code", bool, False, "run code that comes with the model"),
+        ("from_scratch", bool, "the model's config alone, with random weights"),
+        ("config_overrides", str,
+         "config settings to change, as hidden_dropout_prob=0,…; for pretrained models too"),
+        ("trust_remote_code", bool, "run code that comes with the model"),
     )
     group = parser.add_argument_group("data")
     add_flags(
         group,
-        ("dataset_name", str, None, f"Hub name or folder (default: {default_dataset} where no file "
-         "is given)"),
-        ("dataset_config_name", str, None, "configuration of that data set"),
-        ("train_file", [str], None, "files or globs to train on"),
-        ("validation_file", [str], None, "files or globs to evaluate on"),
-        ("test_file", [str], None, "files or globs for the predict_ scores and predictions at the "
-         "end"),
-        ("validation_split_percentage", number(float, 0, 99), 10, f"percent of the training {rows} "
-         "to evaluate on where there are no validation data, the same for every seed; 0 is none"),
-        ("max_seq_length", number(int, shortest), max_seq_length, length_help),
-        ("max_train_samples", COUNT, None, f"train on a random sample of so many {examples} "
-         "(default: all)"),
-        ("max_eval_samples", COUNT, None, "the same for evaluation (default: all)"),
-        ("max_predict_samples", COUNT, None, "the same for test data (default: all)"),
-        ("preprocessing_num_workers", COUNT, None, "processes that tokenize (default: 1)"),
-        ("overwrite_cache", bool, False, "prepare the data anew even where the cache holds them"),
+        ("dataset_name", str,
+         f"Hub name or folder (default: {default_dataset} where no file is given)"),
+        ("dataset_config_name", str, "configuration of that data set"),
+        ("train_file", [str], "files or globs to train on"),
+        ("validation_file", [str], "files or globs to evaluate on"),
+        ("test_file", [str],
+         "files or globs for the predict_ scores and predictions at the end"),
+        ("validation_split_percentage", number(float, 0, 99), 10,
+         f"percent of the training {rows} to evaluate on where there are no validation data, the "
+         "same for every seed; 0 is none"),
+        ("max_train_samples", COUNT,
+         f"train on a random sample of so many {examples} (default: all)"),
+        ("max_eval_samples", COUNT, "the same for evaluation (default: all)"),
+        ("max_predict_samples", COUNT, "the same for test data (default: all)"),
+        ("preprocessing_num_workers", COUNT, "processes that tokenize (default: 1)"),
+        ("overwrite_cache", bool, "prepare the data anew even where the cache holds them"),
     )
     return group
 
@@ -131,30 +129,29 @@ def add_model_and_data_flags(parser, *, default_dataset, rows, examples, shortes
 def read_config(path):
     """Turn a YAML file of flags into a list of command-line arguments.
 
-    They stand before those that were typed, so that those win.
-
     Args:
-        path: a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`, `line_by_line:
-            true`.
+        path: a flag a line: `learning_rate: 5e-5`, `train_file: [a.txt, b.txt]`,
+            `line_by_line: true`.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
     """
     with blame(f"--config {path}: cannot be read", "Expected one `flag: value` a line."):
-        # Every value as the text that stands there: `no` is a strategy here, not False, and 5e-5 is
+        # Every value is the text that stands there: `no` is a strategy here, not False, and 5e-5 is
         # a number.
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    if not isinstance(settings, dict):
-        raise InputError(f"--config {path}: expected one `flag: value` a line, found "
-                         f"{str(settings)[:40]!r}")
+        settings = yaml.load(Path(path).read_bytes(), yaml.BaseLoader) or {}
+    if not isinstance(settings, dict) or "config" in settings:
+        raise InputError(f"--config {path}: expected one `flag: value` a line, and none for config; "
+                         f"found {str(settings)[:40]!r}")
     words = []
     for flag, value in settings.items():
-        if flag in ("config", "help"):
-            raise InputError(f"--config {path}: {flag!r} cannot stand in the file")
         if isinstance(value, dict):
             value = ",".join(f"{name}={part}" for name, part in value.items())
-        if isinstance(value, list) and {*map(type, value)} <= {str}:
+        if isinstance(value, list):
+            if not {*map(type, value)} <= {str}:
+                raise InputError(f"--config {path}: {flag!r} holds more than a list of values; put "
+                                 "each one in quotes")
             words += [f"--{flag}", *value]
-        elif isinstance(value, list):
-            raise InputError(f"--config {path}: {flag!r} holds more than a list of values; put "
-                             "each one in quotes")
         elif value not in ("", "null", "~"):
             words.append(f"--{flag}={value}")
     return words
@@ -164,20 +161,22 @@ def parse_with_config(parser, argv=None):
     """Parse a command line, and before it the YAML file of --config: a Namespace.
 
     Args:
-        argv: arguments; None takes those of the process. InputError: an unknown flag, or a fault in
-            the file.
+        argv: list of arguments; None takes those of the process.
+
+    Raises:
+        InputError: an unknown flag, a value that does not fit, or a fault in the file.
     """
-    typed = sys.argv[1:] if argv is None else list(argv)
-    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
-    only_config.add_argument("--config")
-    path = only_config.parse_known_args(typed)[0].config
-    args, unknown = parser.parse_known_args((read_config(path) if path else []) + typed)
+    typed = sys.argv[1:] if argv is None else argv
+    path = parser.parse_known_args(typed)[0].config
+    words = read_config(path) if path else []  # in front, so that what is typed wins
+    args, unknown = parser.parse_known_args(words + typed)
     if unknown:
         flag = unknown[0].partition("=")[0]
-        near = difflib.get_close_matches(flag, parser._option_string_actions, n=1)
-        hint = HINTS.get(flag) or (f"did you mean {near[0]}?" if near else "see --help")
-        raise InputError(f"{flag} is not a flag of this "
-                         f"script{f', nor a key of {path}' if path else ''}: {hint}")
+        hint = "see --help"
+        for near in difflib.get_close_matches(flag, parser._option_string_actions, n=1):
+            hint = f"did you mean {near}?"
+        place = f", nor a key of {path}" if path else ""
+        raise InputError(f"{flag} is not a flag of this script{place}: {HINTS.get(flag, hint)}")
     return args
 
 
@@ -211,5 +210,5 @@ def check_output_flags(args, parser):
         if package not in ("wandb", "trackio", "tensorboard"):
             parser.error(f"--report_to {package}: expected none, wandb, trackio or tensorboard")
         if not importlib.util.find_spec(package):  # nothing would be logged, and nothing said
-            parser.error(f"--report_to {package}: the package is not installed; pip install "
-                         f"{package}")
+            parser.error(f"--report_to {package}: the package is not installed; "
+                         f"pip install {package}")

@@ -41,11 +41,12 @@ class GlobalBatchSampler(Sampler):
     def __iter__(self):
         order, size = self.order(), self.global_batch
         for start in range(self.first_update * size, len(order), size):
-            # Even pieces of the update, which follow each other over the processes; of the last
-            # one, some may be empty.
-            pieces = np.array_split(order[start : start + size], self.accumulation_steps
-                                    * self.num_processes)
-            yield from (piece.tolist() for piece in pieces[self.rank :: self.num_processes])
+            # Even pieces of the update, which follow each other over the processes. Of the last
+            # update, some may be empty.
+            pieces = np.array_split(order[start : start + size],
+                                    self.accumulation_steps * self.num_processes)
+            for piece in pieces[self.rank :: self.num_processes]:
+                yield piece.tolist()
 
     def __len__(self):
         return self.updates_in(self.epoch) * self.accumulation_steps
@@ -54,8 +55,8 @@ class GlobalBatchSampler(Sampler):
         """Draw the order of the examples of the epoch: int64, (examples,)."""
         # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 the order of seed 0
         # in epoch 1.
-        return np.random.default_rng((self.seed,
-                                      self.epoch)).permutation(self.examples_in(self.epoch))
+        rng = np.random.default_rng((self.seed, self.epoch))
+        return rng.permutation(self.examples_in(self.epoch))
 
     def examples_in(self, epoch):
         return self.n(epoch) if callable(self.n) else self.n
@@ -65,15 +66,16 @@ class GlobalBatchSampler(Sampler):
 
     def updates_until(self, epochs):
         """Count the updates of so many epochs, which may be a fraction."""
-        whole = int(epochs)
-        # 0.1 x 50 is 5
-        rest = round((epochs - whole) * self.updates_in(whole), 6) if epochs > whole else 0
-        return sum(map(self.updates_in, range(whole))) + math.ceil(rest)
+        updates = sum(map(self.updates_in, range(int(epochs))))
+        if epochs % 1:
+            rest = epochs % 1 * self.updates_in(int(epochs))
+            updates += math.ceil(round(rest, 6))  # 0.1 x 50 is 5
+        return updates
 
     def place(self, update):
         """Say where in the run an update stands: (epoch, updates of that epoch before it)."""
         epoch = 0
-        while update and update >= self.updates_in(epoch):
+        while update >= self.updates_in(epoch):
             update -= self.updates_in(epoch)
             epoch += 1
         return epoch, update

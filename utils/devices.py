@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed
+from accelerate.utils import parse_flag_from_env
 
 from utils.errors import InputError
 
@@ -24,19 +25,14 @@ def pick_precision(wanted, launcher, device_type):
         return wanted
     if launcher in ("bf16", "fp16"):
         return launcher
-    native = False
+    native = device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type == "cpu":
-        native = any(torch.cpu.get_capabilities().get(name) for name
-                     in ("amx_bf16", "avx512_bf16", "bf16"))
-    elif device_type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        native = any(map(torch.cpu.get_capabilities().get, ("amx_bf16", "avx512_bf16", "bf16")))
     return "bf16" if native else "no"
 
 
 def set_cpu_threads(wanted, local_processes):
-    """Set torch's threads: `wanted`, or physical cores / processes of this machine.
-
-    Returns their number.
+    """Set torch's threads, and return their number: `wanted`, or physical cores / local processes.
 
     `accelerate launch` leaves one thread on a CPU, which halves the speed of two cores.
     """
@@ -49,9 +45,8 @@ def set_cpu_threads(wanted, local_processes):
 def keep_freed_memory():
     """Have the C library keep what is freed for the next update.
 
-    To give it back and fetch it anew costs a tenth of it.
-
-    For training on a CPU with glibc; elsewhere there is no such setting, and nothing is done.
+    To give it back and fetch it anew costs a tenth of an update. For training on a CPU with glibc;
+    elsewhere there is no such setting, and nothing is done.
     """
     with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
@@ -65,49 +60,49 @@ def choose_device(mixed_precision, cpu_threads):
     Raises:
         InputError: the launcher asks for what these scripts do not support, or for fp16 on a CPU.
     """
-    switched_on = {name for name in ("FSDP", "DEEPSPEED", "CPU")
-                   if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes")}
-    if switched_on - {"CPU"}:
-        raise InputError(f"accelerate is set to {' and '.join(switched_on - {'CPU'})}, which this "
-                         "script does not support: encoders of this size train fastest with plain "
-                         "data parallelism, accelerate launch --multi_gpu")
-    on_cpu = "CPU" in switched_on or not torch.accelerator.is_available()
+    for name in ("FSDP", "DEEPSPEED"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise InputError(f"accelerate is set to {name}, which this script does not support: "
+                             "encoders of this size train fastest with plain data parallelism, "
+                             "accelerate launch --multi_gpu")
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     device_type = "cpu" if on_cpu else torch.accelerator.current_accelerator().type
-    precision = pick_precision(mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
-                               device_type)
-    if precision == "fp16" and on_cpu:
-        raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    precision = pick_precision(mixed_precision, launcher, device_type)
     if on_cpu:
         keep_freed_memory()
-    return (on_cpu, precision, set_cpu_threads(cpu_threads,
-                                               int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        if precision == "fp16":
+            raise InputError("--mixed_precision fp16 needs a GPU; give bf16, no or auto")
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return on_cpu, precision, set_cpu_threads(cpu_threads, local_processes)
 
 
 class Processes:
     """What the processes of a run tell each other on the CPU: sums of counts, and whose turn it is.
 
-    Over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than ten minutes
-    is given up.
+    They do so over gloo: with NCCL the CPU would wait for the GPU, and whoever waits for more than
+    ten minutes is given up.
 
     Raises:
         InputError: the launcher started more processes than train together.
     """
 
     def __init__(self, num_processes, rank, local_rank):
-        self.num_processes, self.rank, self.local_rank = num_processes, rank, local_rank
-        self.group = None
+        self.num_processes, self.rank = num_processes, rank
+        self.turn = (rank > 0) + (local_rank > 0)  # 1 for the first of another machine
         started = int(os.environ.get("WORLD_SIZE", num_processes))
         if started != num_processes:
             raise InputError(f"{started} processes were started, but each would train alone. On a "
                              "CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
                              "--num_processes N run_….py …")
-        if num_processes > 1:
+        self.group = None
+        if started > 1:
             self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
     def sum(self, *values):
         """Add up numbers over all processes, in float64: a list of as many floats."""
         totals = torch.tensor(values, dtype=torch.float64)
-        if self.group is not None:
+        if self.num_processes > 1:
             torch.distributed.all_reduce(totals, group=self.group)
         return totals.tolist()
 
@@ -115,22 +110,18 @@ class Processes:
     def main_first(self):
         """Let the first process go first, then the first of each machine, then the others.
 
-        What one caches, the next find.
-
-        Where one raises InputError inside, it says why, and all end.
+        What one caches, the next find. Where one raises InputError inside, it says why, and all
+        end.
         """
-        failure, turn = None, 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
-        for now in range(3):
-            if now == turn:
+        for turn in range(3):
+            if turn == self.turn:
                 try:
                     yield
                 except InputError as error:
-                    failure = error
-                    failure.only_here = True
-            failures = self.sum(failure is not None)[0]
-            if failure:
-                raise failure
-            if failures:
+                    error.only_here = True
+                    self.sum(True)
+                    raise
+            if self.sum(False)[0]:
                 # The launcher ends all as soon as one is gone: let the other speak first.
                 time.sleep(10)
                 sys.exit(2)

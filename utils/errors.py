@@ -1,5 +1,4 @@
-"""Mistakes of the user, and what else is no fault of the program: one message, and exit status
-2."""
+"""Mistakes of the user, and what else is no fault of the program: one message, exit status 2."""
 
 import errno
 import os
@@ -19,10 +18,7 @@ class InputError(ValueError):
 
 @contextmanager
 def blame(what, advice=""):
-    """Turn the failure of a call into a library into an InputError.
-
-    It says what was asked, the failure, and what to do.
-    """
+    """Turn the failure of a library's call into an InputError: what was asked, why not, a cure."""
     try:
         yield
     except Exception as error:
@@ -50,22 +46,23 @@ def run_main(main):
     others meanwhile.
     """
     sys.stdout.reconfigure(errors="replace")  # what a terminal of another encoding cannot show
-    status, speaks = 2, int(os.environ.get("RANK", 0)) == 0
+    status, waits = 2, int(os.environ.get("RANK", 0)) > 0
     try:
         return main()
     except InputError as error:
-        message, speaks = f"error: {error}", speaks or error.only_here
+        message = f"error: {error}"
+        waits = waits and not error.only_here
     except KeyboardInterrupt:
         status, message = 130, "stopped by Ctrl-C; what was saved stays as it is"
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
-        place = error.filename or "a file"
-        message, speaks = f"error: {place} cannot be written: {error.strerror}", True
-    if not speaks:
+        message = f"error: {error.filename or 'a file'} cannot be written: {error.strerror}"
+        waits = False
+    if waits:
         time.sleep(10)
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    # With the processes connected, to take them down while others wait can abort, and lose the
-    # status.
-    (os._exit if torch.distributed.is_initialized() else sys.exit)(status)
+    if torch.distributed.is_initialized():
+        os._exit(status)  # to take down what the others wait for can abort, and lose the status
+    sys.exit(status)

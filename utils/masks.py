@@ -44,8 +44,7 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
     """
     if not 0 <= mask_prob <= 1:
         raise ValueError(f"mask_prob is {mask_prob}; give a fraction from 0 to 1, such as 0.15")
-    if (min(mask_replace_prob, random_replace_prob) < 0 or mask_replace_prob + random_replace_prob
-        > 1):
+    if not 0 <= mask_replace_prob <= mask_replace_prob + random_replace_prob <= 1:
         raise ValueError(f"mask_replace_prob is {mask_replace_prob} and random_replace_prob is "
                          f"{random_replace_prob}; give two fractions from 0 to 1 that add up to at "
                          "most 1, such as 0.8 and 0.1")
@@ -70,17 +69,15 @@ def word_continuations(tokenizer):
     sign that most tokens carry; without any, each token is a word of its own. Index it with ids to
     get mask_tokens' `continues`.
     """
-    # More than there are tokens where ids are left out.
+    # More than there are tokens, where ids are left out.
     size = max(tokenizer.get_vocab().values()) + 1
     tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
-    counts = {sign: sum(token.startswith(sign) for token in tokens) for sign in ("##", "Ġ", "▁")}
-    sign = max(counts, key=counts.get)
+    sign = max("##", "Ġ", "▁", key=lambda sign: sum(token.startswith(sign) for token in tokens))
     # Line feed, tab and carriage return part words too.
     starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign
     continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
-    continues[list(tokenizer.added_tokens_decoder)] = (
-        False  # [CLS] and its like, and words that a user added
-    )
+    # [CLS] and its like, and words that a user added.
+    continues[list(tokenizer.added_tokens_decoder)] = False
     return continues
 
 
@@ -96,7 +93,7 @@ class Masker:
     def __init__(self, tokenizer, args, seed):
         self.special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # (vocab,)
         self.special[tokenizer.all_special_ids] = True
-        self.continues = None  # or bool, (vocab,)
+        self.continues = np.zeros_like(self.special)  # each token is a word of its own
         if args.masking == "whole_word":
             self.continues = word_continuations(tokenizer)
         self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
@@ -111,15 +108,13 @@ class Masker:
             (masked_rows, positions, targets): the rows; where tokens are to be predicted in the
             flattened batch, (predicted,); and which, (predicted,).
         """
-        pairs = []
-        for ids, example_id in zip(rows, example_ids, strict=True):
-            continues = None if self.continues is None else self.continues[ids]
-            pairs.append(mask_tokens(ids, self.special[ids], epoch=epoch, example_id=example_id,
-                                     continues=continues, **self.settings))
+        pairs = [mask_tokens(ids, self.special[ids], continues=self.continues[ids], epoch=epoch,
+                             example_id=example_id, **self.settings)
+                 for ids, example_id in zip(rows, example_ids, strict=True)]
         masked, labels = zip(*pairs, strict=True)
         labels = pad(labels, -100).ravel()  # (batch x seq,)
         # Found here, on the CPU: a GPU would have to be waited for.
-        positions = (labels != -100).nonzero().ravel()
+        positions = (labels != -100).nonzero().ravel()  # (predicted,)
         return masked, positions, labels[positions]
 
 
@@ -131,12 +126,13 @@ def add_masking_flags(parser):
         ("masking", ["token", "whole_word"], "token", "hide tokens or words"),
         ("mlm_probability", number(float, 0, 1, above=True), 0.15, "share to hide"),
         ("mask_replace_prob", share, 0.8, "share of the hidden shown as [MASK]"),
-        ("random_replace_prob", share, 0.1, "share shown as a random token; the rest stays as it "
-         "is"),
+        ("random_replace_prob", share, 0.1,
+         "share shown as a random token; the rest stays as it is"),
     )
 
 
 def check_masking_flags(args, parser):
+    """Find shares that make more than a whole."""
     if args.mask_replace_prob + args.random_replace_prob > 1:
         parser.error("--mask_replace_prob and --random_replace_prob add up to more than 1; give "
                      "shares as 0.8 and 0.1")
@@ -167,8 +163,9 @@ def masked_outputs(model, batch):
         fits = hidden.shape[:-1].numel() == tokens
         return (hidden.reshape(tokens, -1)[positions], *args[1:]) if fits else None
 
-    hook = (head.register_forward_pre_hook(keep_positions) if isinstance(head, torch.nn.Module)
-            else nullcontext())
+    hook = nullcontext()
+    if isinstance(head, torch.nn.Module):
+        hook = head.register_forward_pre_hook(keep_positions)
     with hook:
         outputs = model(**inputs)
     logits = outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits

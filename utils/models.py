@@ -11,6 +11,10 @@ ADVICE = ("Expected a name on the Hub, or a folder of config.json, tokenizer.jso
           "model.safetensors: check the spelling. Without network, load it where there is one (hf "
           "download NAME --local-dir DIR) and give that folder.")
 
+# Models whose positions begin behind the padding id: parts of config.model_type.
+KINDS_WITH_OFFSET = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet",
+                     "roberta", "xmod")
+
 
 def hub_settings(args):
     """What each from_pretrained is told of the Hub. args: Namespace of the flags."""
@@ -20,24 +24,25 @@ def hub_settings(args):
 def load_config_and_tokenizer(args, max_seq_length):
     """Load what is needed to prepare data: (config, tokenizer).
 
-    InputError where they do not fit the task.
-
     Args:
         args: Namespace of the flags.
         max_seq_length: tokens that the model has to take, 0 where it does not matter.
+
+    Raises:
+        InputError: they cannot be loaded, or do not fit the task.
     """
     name = args.tokenizer_name or args.model
-    flag = f"--tokenizer_name {name}" if args.tokenizer_name else f"--model {name}"
+    flag = f"--{'tokenizer_name' if args.tokenizer_name else 'model'} {name}"
     with blame(f"--model {args.model}: cannot be loaded", ADVICE):
         config = AutoConfig.from_pretrained(args.model, **hub_settings(args))
-    with blame(f"--config_overrides {args.config_overrides}", "Expected KEY=VALUE,KEY=VALUE with "
-               "keys of config.json."):
-        if args.config_overrides:
+    if args.config_overrides:
+        with blame(f"--config_overrides {args.config_overrides}",
+                   "Expected KEY=VALUE,KEY=VALUE with keys of config.json."):
             config.update_from_string(args.config_overrides)
     with blame(f"{flag}: cannot be loaded", ADVICE):
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_settings(args))
-    # What transformers makes where there is none.
     if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:
+        # What transformers makes where there is none.
         raise InputError(f"{flag}: there is no tokenizer in it, or one without words. Save the "
                          "tokenizer beside the model, or give --tokenizer_name.")
     ids = [*edge_ids(tokenizer), tokenizer.mask_token_id, tokenizer.pad_token_id]
@@ -76,13 +81,15 @@ def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **se
         else:
             model, info = kind.from_pretrained(name, config=config, dtype=torch.float32,
                                                output_loading_info=True, **settings)
-            missing = ", ".join(sorted({key.rpartition(".")[0] for key in info["missing_keys"]}))
+            missing = {key.rpartition(".")[0] for key in info["missing_keys"]}
             note = f"its {head} comes trained"
-            note = (f"these parts start at random, as it has no weights for them: {missing}"
-                    if missing else note)
+            if missing:
+                note = ("these parts start at random, as it has no weights for them: "
+                        + ", ".join(sorted(missing)))
     size = model.get_input_embeddings().num_embeddings
     if vocab_size > size:
-        note += f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, the new ones at random"
+        note += (f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, "
+                 "the new ones at random")
         model.resize_token_embeddings(vocab_size)
     return model, note
 
@@ -90,7 +97,8 @@ def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **se
 def checkpoint_gradients(model):
     """Let a model forget most of what backward needs, and compute it again.
 
-    InputError where its kind cannot.
+    Raises:
+        InputError: a model of its kind cannot.
     """
     if not model.supports_gradient_checkpointing:
         raise InputError(f"--gradient_checkpointing: a model of the kind {model.config.model_type} "
@@ -106,10 +114,7 @@ def edge_ids(tokenizer):
 
 def longest_input(config, tokenizer):
     """Count the tokens, special ones too, that a model takes; infinity for no limit."""
-    longest = min(getattr(config, "max_position_embeddings", None) or math.inf,
-                  tokenizer.model_max_length)
-    offset = "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "xmod"
-    # Their positions begin behind the padding id.
-    if "roberta" in config.model_type or config.model_type in offset:
-        longest = min(longest, config.max_position_embeddings - (config.pad_token_id or 0) - 1)
-    return longest
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    if any(kind in config.model_type for kind in KINDS_WITH_OFFSET):
+        positions -= (config.pad_token_id or 0) + 1
+    return min(positions, tokenizer.model_max_length)

@@ -22,10 +22,11 @@ def add_pair_flags(group):
     """Add the flags that say what documents, sentences and pairs are to a group of a parser."""
     add_flags(
         group,
+        ("max_seq_length", number(int, 5), 128, "tokens per pair, [CLS] and [SEP]s too"),
         ("text_column_name", str, "text", "column of a table that holds the documents"),
         ("document_separator", ["auto", "blank_line", "line", "row"], "auto", "what ends a "
          "document; auto: in text a blank line, or without any each line; in a table each row"),
-        ("sentences_per_document", number(int, 2), None, "cut documents after so many sentences "
+        ("sentences_per_document", number(int, 2), "cut documents after so many sentences "
          "(default: not at all)"),
         ("language", str, "en", "of the text, as en or de, for its sentences; another code gets "
          "general rules"),

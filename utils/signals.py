@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager
 
 import multiprocess
 
@@ -15,48 +14,42 @@ class StopSignal:
     A second Ctrl-C ends at once.
     """
 
+    numbers = signal.SIGTERM, signal.SIGINT
+
     def __enter__(self):
-        self.number, self.since = 0, 0.0
-        self.before = {number: signal.signal(number, self.note) for number
-                       in (signal.SIGTERM, signal.SIGINT)}
+        self.number = 0
+        self.before = {number: signal.signal(number, self.note) for number in self.numbers}
         return self
 
     def note(self, number, _frame):
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
         # Launchers pass a Ctrl-C on to processes that had it from the terminal already: that is not
         # a second one.
-        if self.number and number == signal.SIGINT and time.monotonic() - self.since > 2:
+        elif number == signal.SIGINT and time.monotonic() - self.since > 2:
             raise KeyboardInterrupt
-        self.number, self.since = self.number or number, self.since or time.monotonic()
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        for handler in self.before.items():
+            signal.signal(*handler)
 
 
-def ignore_interrupts(_worker=None):
-    # Ctrl-C is for the loop, which still needs the data of its update
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class InterruptEnds(StopSignal):
+    """Lets Ctrl-C end the run at once, and the data workers of a library, which hang or talk."""
 
+    numbers = (signal.SIGINT,)
 
-@contextmanager
-def end_at_interrupt():
-    """Let Ctrl-C end the run at once, with the data workers of a library, which would hang or
-    talk.
-    """
-    main = os.getpid()
-
-    def end(_number, _frame):
-        if os.getpid() == main:
+    def note(self, number, _frame):
+        if multiprocess.parent_process() is None:  # a worker, forked, has this handler too
             for worker in multiprocess.active_children():
                 worker.kill()
             print("\nStopped by Ctrl-C; what was saved stays as it is", file=sys.stderr, flush=True)
-            os._exit(128 + signal.SIGINT)
+            os._exit(128 + number)
 
-    before = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+def ignore_interrupts(_worker=None):
+    """Leave Ctrl-C to the loop, which still needs the data of its update."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def end_stopped_run(accelerator, number, step, say):

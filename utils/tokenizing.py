@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from utils.signals import end_at_interrupt, ignore_interrupts
+from utils.signals import InterruptEnds, ignore_interrupts
 from utils.texts import write_texts
 
 AWKWARD = (
@@ -176,7 +176,7 @@ def tokenize_source(source, tokenizer, args):
     at_once = rows_at_once(texts)
     samples = texts[: min(100, at_once)]["text"].to_pylist()
     flat_tokenizer = FlatTokenizer(tokenizer, samples, tqdm.write)
-    with end_at_interrupt():
+    with InterruptEnds():
         tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once,
                            remove_columns=["text"], fn_kwargs={"tokenizer": flat_tokenizer},
                            num_proc=args.preprocessing_num_workers, new_fingerprint=key,

@@ -1,5 +1,6 @@
 """What Trainer leaves open: its flags, and order, scores and checkpoints as the loops have them."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -45,6 +46,13 @@ SHOWN = (  # of TrainingArguments, even where they are as there
     "learning_rate", "num_train_epochs", "max_steps", "weight_decay", "seed", "warmup_steps",
     "lr_scheduler_type", "gradient_accumulation_steps", "max_grad_norm",
 )
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says what a default is, where there is one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def settle_flags(parser):

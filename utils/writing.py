@@ -15,7 +15,7 @@ def written_aside(path):
     aside = Path(f"{path}.{os.urandom(4).hex()}.tmp")
     try:
         yield aside
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -23,4 +23,4 @@ def written_aside(path):
 def write_json(path, value):
     """Write a value as JSON."""
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
+        aside.write_text(json.dumps(value, indent=4) + "\n")  # ASCII alone
