@@ -68,7 +68,7 @@ try:
     import transformers
     import yaml
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.utils import send_to_device, set_seed
+    from accelerate.utils import parse_flag_from_env, send_to_device, set_seed
     from seqeval.metrics import accuracy_score, classification_report, f1_score
     from seqeval.metrics.sequence_labeling import get_entities
     from seqeval.scheme import IOB1, IOB2, IOBES

@@ -63,7 +63,7 @@ try:
     import transformers
     import yaml
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.utils import send_to_device, set_seed
+    from accelerate.utils import parse_flag_from_env, send_to_device, set_seed
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.image import imsave
