@@ -133,14 +133,14 @@ class ExampleCutter:
         if self.line_by_line:
             lists = pa.compute.list_slice(lists, 0, self.size)
         ids, bounds = lists.flatten().to_numpy(), lists.offsets.to_numpy()
-        bounds = bounds - bounds[0]  # (paragraphs + 1,)
-        if self.line_by_line:
-            ids = np.insert(ids, np.repeat(bounds, 2)[1:-1], self.edges * len(lists))
-            bounds = bounds + 2 * np.arange(len(bounds))
-        else:
+        bounds = bounds - bounds[0]  # of the paragraphs in ids
+        if not self.line_by_line:
             ids, bounds = self.cut_blocks(ids, bounds, table["document"].to_numpy())
-        numbers = np.arange(self.examples, self.examples + len(bounds) - 1)
-        self.examples += len(numbers)
+        count = len(bounds) - 1
+        ids = np.insert(ids, np.repeat(bounds, 2)[1:-1], self.edges * count)  # around each example
+        bounds = bounds + 2 * np.arange(count + 1)
+        numbers = np.arange(self.examples, self.examples + count)
+        self.examples += count
         return pa.table({"id": numbers, "input_ids": pa.LargeListArray.from_arrays(bounds, ids)})
 
     def cut_blocks(self, ids, bounds, documents):
@@ -148,10 +148,9 @@ class ExampleCutter:
         begins = np.flatnonzero(np.diff(seen)) + 1 - len(self.document)
         self.document = seen[-1:]
         ids = np.concatenate([self.rest, np.insert(ids, bounds[begins], self.edges[1])])
-        blocks = ids[: len(ids) // self.size * self.size].reshape(-1, self.size)
-        self.rest = ids[blocks.size :]
-        blocks = np.pad(blocks, [(0, 0), (1, 1)], constant_values=[(0, 0), self.edges])
-        return blocks.ravel(), np.arange(len(blocks) + 1) * (self.size + 2)
+        bounds = np.arange(0, len(ids) + 1, self.size)
+        self.rest = ids[bounds[-1] :]
+        return ids[: bounds[-1]], bounds
 
 
 def prepare_data(args, tokenizer, say):
@@ -1052,7 +1051,8 @@ def find_files(patterns, flag):
     """
     files = []
     for pattern in patterns:
-        paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        # A file may have that very name, with the signs of a glob in it.
+        paths = glob.glob(glob.escape(pattern)) or sorted(glob.glob(pattern, recursive=True))
         paths = [path for path in paths if not os.path.isdir(path)]
         if not paths:
             fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
@@ -1070,7 +1070,8 @@ def ending_of(path):
 
 def open_bytes(path):
     """Open a file, also .gz, to read its bytes."""
-    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+    opened = gzip.open if path.lower().endswith(".gz") else open
+    return opened(path, "rb")
 
 
 def read_chunks(path):
@@ -1220,8 +1221,8 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
     parts = {split: (source, ("all", 0)) for split, source in sources.items()}
     percent = args.validation_split_percentage
     if "train" in sources and "validation" not in sources and percent:
-        parts["train"] = (sources["train"], ("rest", percent))
-        parts["validation"] = (sources["train"], ("drawn", percent))
+        parts["train"] = sources["train"], ("rest", percent)
+        parts["validation"] = sources["train"], ("drawn", percent)
     evaluates = args.do_eval and not args.do_train  # a training run can go without
     for flag, split, is_needed in (("do_train", "train", args.do_train),
                                    ("do_eval", "validation", evaluates),
@@ -1244,6 +1245,9 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
 
 # ==== utils/texts.py, whole (to change it, change it there; `make fix` copies it) ====
 # Text to train on, out of files and data sets.
+
+NAME_THE_COLUMN = "Name the column that holds the text with --text_column_name."
+
 
 class Source(NamedTuple):
     """Where the text of a split comes from: its name, a key of its content, its reader.
@@ -1310,13 +1314,12 @@ def read_files(paths, column, separator="auto"):
 
 
 def read_dataset(rows, column, separator, name):
-    """Read the texts of a Dataset as those of a Source."""
-    if column in rows.column_names:  # no other is decoded
-        rows = rows.select_columns(column)
-    batches = (zip(*batch.values(), strict=True) for batch in rows.iter(10_000))  # a row takes 50 times as long
-    values = itertools.chain.from_iterable(batches)
-    places = ((f"{name}, row {n}", dict(zip(rows.column_names, row, strict=True)))
-              for n, row in enumerate(values))
+    """Read the texts of a Dataset as those of a Source. InputError where it lacks the column."""
+    with blame(name, NAME_THE_COLUMN):
+        rows = rows.select_columns(column)  # no other is decoded
+    # Row by row it takes 50 times as long.
+    values = itertools.chain.from_iterable(batch[column] for batch in rows.iter(10_000))
+    places = ((f"{name}, row {n}", {column: value}) for n, value in enumerate(values))
     yield from number_documents(read_column(places, column), separator == "blank_line")
 
 
@@ -1361,9 +1364,8 @@ def read_column(rows, column):
         rows: yields (place, dict of the row or the InputError of a faulty one).
         column: which of its values is the text; None is an empty one.
     """
-    advice = "Name the column that holds the text with --text_column_name."
     while batch := list(itertools.islice(rows, 10_000)):
-        yield pa.array([text_of(row, column, place, advice) for place, row in batch],
+        yield pa.array([text_of(row, column, place, NAME_THE_COLUMN) for place, row in batch],
                        pa.large_string())
 
 

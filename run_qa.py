@@ -1944,7 +1944,8 @@ def find_files(patterns, flag):
     """
     files = []
     for pattern in patterns:
-        paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        # A file may have that very name, with the signs of a glob in it.
+        paths = glob.glob(glob.escape(pattern)) or sorted(glob.glob(pattern, recursive=True))
         paths = [path for path in paths if not os.path.isdir(path)]
         if not paths:
             fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
@@ -1962,7 +1963,8 @@ def ending_of(path):
 
 def open_bytes(path):
     """Open a file, also .gz, to read its bytes."""
-    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+    opened = gzip.open if path.lower().endswith(".gz") else open
+    return opened(path, "rb")
 
 
 def read_chunks(path):
@@ -2067,8 +2069,8 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
     parts = {split: (source, ("all", 0)) for split, source in sources.items()}
     percent = args.validation_split_percentage
     if "train" in sources and "validation" not in sources and percent:
-        parts["train"] = (sources["train"], ("rest", percent))
-        parts["validation"] = (sources["train"], ("drawn", percent))
+        parts["train"] = sources["train"], ("rest", percent)
+        parts["validation"] = sources["train"], ("drawn", percent)
     evaluates = args.do_eval and not args.do_train  # a training run can go without
     for flag, split, is_needed in (("do_train", "train", args.do_train),
                                    ("do_eval", "validation", evaluates),

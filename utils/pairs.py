@@ -222,14 +222,12 @@ def stack_pairs(pairs, edges, pad_id):
         dict of input_ids, token_type_ids and attention_mask, (batch, seq), and of
         next_sentence_label, (batch,): 0 where B follows A, -100 where nothing is predicted.
     """
-    (cls, sep), rows, types, labels = edges, [], [], []
-    for a, b, label in pairs:
-        rows.append(np.concatenate([[cls], a, [sep], b, [sep]]))
-        types.append(np.repeat([0, 1], [len(a) + 2, len(b) + 1]))
-        labels.append(label)
+    cls, sep = edges
+    rows = [np.concatenate([[cls], a, [sep], b, [sep]]) for a, b, _ in pairs]
+    types = [np.repeat([0, 1], [len(a) + 2, len(b) + 1]) for a, b, _ in pairs]
     return {"input_ids": pad(rows, pad_id), "token_type_ids": pad(types, 0),
             "attention_mask": pad([np.ones_like(row) for row in rows], 0),
-            "next_sentence_label": torch.tensor(labels)}
+            "next_sentence_label": torch.tensor([label for _, _, label in pairs])}
 
 
 def split_sentences(source, language):

@@ -16,7 +16,8 @@ def find_files(patterns, flag):
     """
     files = []
     for pattern in patterns:
-        paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        # A file may have that very name, with the signs of a glob in it.
+        paths = glob.glob(glob.escape(pattern)) or sorted(glob.glob(pattern, recursive=True))
         paths = [path for path in paths if not os.path.isdir(path)]
         if not paths:
             fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
@@ -34,7 +35,8 @@ def ending_of(path):
 
 def open_bytes(path):
     """Open a file, also .gz, to read its bytes."""
-    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+    opened = gzip.open if path.lower().endswith(".gz") else open
+    return opened(path, "rb")
 
 
 def read_chunks(path):

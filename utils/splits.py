@@ -34,8 +34,8 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
     parts = {split: (source, ("all", 0)) for split, source in sources.items()}
     percent = args.validation_split_percentage
     if "train" in sources and "validation" not in sources and percent:
-        parts["train"] = (sources["train"], ("rest", percent))
-        parts["validation"] = (sources["train"], ("drawn", percent))
+        parts["train"] = sources["train"], ("rest", percent)
+        parts["validation"] = sources["train"], ("drawn", percent)
     evaluates = args.do_eval and not args.do_train  # a training run can go without
     for flag, split, is_needed in (("do_train", "train", args.do_train),
                                    ("do_eval", "validation", evaluates),
