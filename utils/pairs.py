@@ -1,6 +1,5 @@
 """Documents of sentences, and how an epoch pairs them."""
 
-import functools
 import importlib.metadata
 import itertools
 import time
@@ -72,31 +71,20 @@ class Documents:
         self.single = int(np.sum(sentences == 1)) if part[0] != "drawn" else 0
         wanted = sentences > 1
         wanted[wanted] = draw_rows(int(wanted.sum()), *part, least=2)
-        rows = rows[wanted[document]]
-        self.lengths = lengths[rows].astype(np.int64)
+        self.rows = rows[wanted[document]]  # of the table, (sentences,)
+        self.lengths = lengths[self.rows].astype(np.int64)
         self.starts = np.cumsum([0, *sentences[wanted]])
-        # Where the tokens of a sentence lie: in which piece of the table, from where to where in it.
-        chunks = table.data["ids"].chunks
-        piece = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
-        first = np.concatenate([chunk.offsets.to_numpy()[:-1] for chunk in chunks])
-        self.places = np.stack([piece, first, first + lengths], axis=1)[rows]
-
-    @functools.cached_property
-    def pieces(self):
-        """The ids of each piece of the table, not copied: int32 arrays."""
-        return [chunk.values.to_numpy() for chunk in self.table.data["ids"].chunks]
-
-    def __getstate__(self):  # the pieces are mapped anew in each data worker
-        return {name: value for name, value in self.__dict__.items() if name != "pieces"}
 
     def __len__(self):
         return len(self.starts) - 1
 
     def ids(self, start, end):
-        """Token ids of the sentences from `start` up to `end`, one after the other: int64 array."""
-        parts = [self.pieces[piece][first:behind] for piece, first, behind
-                 in self.places[start:end].tolist()]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
+        """Token ids of the sentences of a document from `start` up to `end`: int64, (tokens,)."""
+        if start == end:
+            return np.zeros(0, np.int64)
+        # Rows that are left out between two sentences of a document have no tokens.
+        lists = self.table.data["ids"][self.rows[start] : self.rows[end - 1] + 1]
+        return lists.combine_chunks().flatten().to_numpy().astype(np.int64)
 
     def around(self, sentence):
         """The document of a sentence: (number of its first sentence, number behind its last)."""

@@ -155,10 +155,12 @@ def text_of(row, column, place, advice):
     if isinstance(row, InputError):
         raise row
     text = row.get(column, row)
-    if not isinstance(text, str | None) or re.search("[\ud800-\udfff]", text or ""):
+    if not isinstance(text, str | None):
         raise InputError(f"{place}: expected text in column {column!r}; found {str(text)[:40]!r}; "
-                         f"the columns are {', '.join(map(str, row))}. {advice} Half a character, "
-                         "such as the lone \\ud83d of a cut-off emoji, is no text either.")
+                         f"the columns are {', '.join(map(str, row))}. {advice}")
+    if re.search("[\ud800-\udfff]", text or ""):
+        raise InputError(f"{place}: half a character stands in column {column!r} (a lone surrogate, "
+                         f"such as a cut-off emoji leaves): {text[:60]!r}. Take it out.")
     return (text or "").strip()
 
 

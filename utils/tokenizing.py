@@ -138,7 +138,7 @@ def tokenize_source(source, tokenizer, args, say):
         write_texts(source, path)
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
     number = rows_at_once(texts)
-    first = texts[: min(10_000, number)]["text"].to_pylist()
+    first = texts[:number]["text"].to_pylist()
     library = choose_encoder(tokenizer, first[:100], say)
     with end_at_interrupt():
         tokens = texts.map(tokenize_batch, batched=True, batch_size=number, remove_columns=["text"],
