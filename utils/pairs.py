@@ -181,23 +181,23 @@ class PairCollator:
         return self.counts[epoch]
 
     def random_b(self, start, middle, end, rng):
-        """Draw a B out of another document: (number of its first sentence, its ids)."""
-        other = int(self.documents.draw_others(start, rng))
-        return other, self.documents.ids(other, other + 1)
+        """Draw a B out of another document than that of A and its true B, (start, middle, end)."""
+        other = self.documents.draw_others(start, rng)
+        return self.documents.ids(other, other + 1)
 
     def pair(self, example):
-        """Make a pair: (ids of A, ids of B, label, number of B's first sentence)."""
+        """Make a pair: (ids of A, ids of B, label)."""
         start, middle, end, label = self.plan(self.epoch)[example].tolist()
         rng = rng_of(2, self.seed, self.epoch, example)
-        other, b = middle, self.documents.ids(middle, end)
+        a, b = self.documents.ids(start, middle), self.documents.ids(middle, end)
         if label and not self.swap:
-            other, b = self.random_b(start, middle, end, rng)
-        a, b = truncate_pair(self.documents.ids(start, middle), b, self.size, rng)
-        return (b, a, label, other) if self.swap and label else (a, b, label, other)
+            b = self.random_b(start, middle, end, rng)
+        a, b = truncate_pair(a, b, self.size, rng)
+        return (b, a, label) if label and self.swap else (a, b, label)
 
     def __call__(self, examples):
         """Make a batch, as of stack_pairs, of the examples of these numbers; there may be none."""
-        pairs = [self.pair(example)[:3] for example in examples]
+        pairs = [self.pair(example) for example in examples]
         # The last global batch can leave a process without any: it joins, and predicts nothing.
         nothing = self.documents.ids(0, 0)
         return stack_pairs(pairs or [(nothing, nothing, -100)], self.edges, self.pad_id)
