@@ -17,15 +17,16 @@ Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805
 """
 
 import argparse
-import copy
 import csv
 import ctypes
 import difflib
 import errno
+import functools
 import glob
 import gzip
 import hashlib
 import html
+import importlib
 import importlib.util
 import itertools
 import json
@@ -121,50 +122,33 @@ class ExampleCutter:
 
     def __init__(self, size, edges, line_by_line, rows):
         self.size, self.edges, self.line_by_line, self.rows = size, edges, line_by_line, rows
-        self.rest, self.document, self.examples = np.zeros(0, np.int32), None, 0
+        self.rest, self.document = np.zeros(0, np.int32), np.zeros(0, np.int64)
+        self.examples = 0
 
     def __call__(self, table, indices):
-        lists, documents = table["ids"].combine_chunks(), table["document"].to_numpy()
-        offsets = lists.offsets.to_numpy()
-        lengths = np.diff(offsets)  # (paragraphs,)
-        kept = self.rows[indices] & (lengths > 0)  # a paragraph of control characters has no tokens
-        flat = lists.values.to_numpy()[offsets[0] : offsets[-1]]
-        flat = flat[np.repeat(kept, lengths)]  # (tokens,)
-        cut = self.cut_lines if self.line_by_line else self.cut_blocks
-        ids, bounds = cut(flat, lengths[kept], documents[kept])
-        numbers = np.arange(self.examples, self.examples + len(bounds) - 1)
-        self.examples += len(numbers)
+        table = table.filter(pa.array(self.rows[indices]))
+        lists = table["ids"].combine_chunks()
+        if self.line_by_line:
+            lists = pa.compute.list_slice(lists, 0, self.size)
+        ids, bounds = lists.flatten().to_numpy(), lists.offsets.to_numpy()
+        bounds = bounds - bounds[0]  # of the paragraphs in ids
+        if not self.line_by_line:
+            ids, bounds = self.cut_blocks(ids, bounds, table["document"].to_numpy())
+        count = len(bounds) - 1
+        ids = np.insert(ids, np.repeat(bounds, 2)[1:-1], self.edges * count)  # around each example
+        bounds = bounds + 2 * np.arange(count + 1)
+        numbers = np.arange(self.examples, self.examples + count)
+        self.examples += count
         return pa.table({"id": numbers, "input_ids": pa.LargeListArray.from_arrays(bounds, ids)})
 
-    def cut_lines(self, flat, lengths, _documents):
-        starts = np.cumsum(lengths) - lengths  # (paragraphs,)
-        place = np.arange(len(flat)) - np.repeat(starts, lengths)  # of each token in its line
-        flat, lengths = flat[place < self.size], np.minimum(lengths, self.size)
-        ends = np.cumsum(lengths)
-        edges = np.stack([ends - lengths, ends], axis=1).ravel()  # where [CLS] and [SEP] go
-        return np.insert(flat, edges, self.edges * len(ends)), np.cumsum([0, *(lengths + 2)])
-
-    def cut_blocks(self, flat, lengths, documents):
-        if len(documents):
-            last = documents[0] if self.document is None else self.document
-            self.document = documents[-1]
-            is_new = documents != np.concatenate([[last], documents[:-1]])
-            starts = np.cumsum(lengths) - lengths  # (paragraphs,)
-            flat = np.insert(flat, starts[is_new], self.edges[1])
-        flat = np.concatenate([self.rest, flat])
-        blocks = flat[: len(flat) // self.size * self.size].reshape(-1, self.size)
-        self.rest = flat[blocks.size :]
-        first, last = (np.full((len(blocks), 1), edge, dtype=np.int32) for edge in self.edges)
-        ids = np.hstack([first, blocks, last]).ravel()
-        return ids, np.arange(len(blocks) + 1) * (self.size + 2)
-
-
-def draw_rows(total, which, percent):
-    """Say which paragraphs a part is made of, by number alone: bool, (total,)."""
-    drawn = np.zeros(total, dtype=bool)
-    share = min(max(1, round(total * percent / 100)), total - 1)
-    drawn[np.random.default_rng(0).permutation(total)[:share]] = True
-    return {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[which]
+    def cut_blocks(self, ids, bounds, documents):
+        seen = np.concatenate([self.document, documents])  # also the last one of the batch before
+        begins = np.flatnonzero(np.diff(seen)) + 1 - len(self.document)
+        self.document = seen[-1:]
+        ids = np.concatenate([self.rest, np.insert(ids, bounds[begins], self.edges[1])])
+        bounds = np.arange(0, len(ids) + 1, self.size)
+        self.rest = ids[bounds[-1] :]
+        return ids[: bounds[-1]], bounds
 
 
 def prepare_data(args, tokenizer, say):
@@ -177,24 +161,24 @@ def prepare_data(args, tokenizer, say):
     samples = {"train": args.max_train_samples, "validation": args.max_eval_samples,
                "test": args.max_predict_samples}
     begun, data, tokenized = time.perf_counter(), {}, {}
-    size, edges = args.max_seq_length - 2, edge_ids(tokenizer)
+    how = args.max_seq_length - 2, edge_ids(tokenizer), args.line_by_line
+    kind = "lines of up to" if args.line_by_line else "blocks of"
     for split, (source, part) in choose_parts(find_sources(args, splits), args).items():
         if source.key not in tokenized:
-            tokenized[source.key] = tokenize_source(source, tokenizer, args)
-            describe_texts(*tokenized[source.key], tokenizer.unk_token_id, say)
-        _, tokens = tokenized[source.key]
+            tokenized[source.key] = tokenize_source(source, tokenizer, args, say)
+        tokens = tokenized[source.key]
         lengths = pa.compute.list_value_length(tokens.data["ids"]).to_numpy()
-        cutter = ExampleCutter(size, edges, args.line_by_line, draw_rows(len(tokens), *part))
-        key = hash_of(tokens._fingerprint, size, edges, args.line_by_line, part)
+        # A paragraph of control characters has no tokens.
+        cutter = ExampleCutter(*how, draw_rows(len(tokens), *part) & (lengths > 0))
         examples = tokens.map(cutter, batched=True, batch_size=rows_at_once(tokens),
                               with_indices=True, remove_columns=tokens.column_names,
-                              new_fingerprint=key, desc="Cutting",
-                              load_from_cache_file=not is_overwritten(args))
+                              new_fingerprint=hash_of(tokens._fingerprint, *how, part),
+                              load_from_cache_file=not is_overwritten(args), desc="Cutting")
         if not len(examples):
             raise InputError(f"{source.name}: its {split} part has too few tokens for one block of "
-                             f"{size + 2}. Give more text, or --validation_file, a smaller "
-                             "--max_seq_length, or --line_by_line.")
-        if samples[split] and samples[split] < len(examples):
+                             f"{args.max_seq_length}. Give more text, or --validation_file, a "
+                             "smaller --max_seq_length, or --line_by_line.")
+        if samples[split]:
             seed = args.seed if split == "train" else 0  # every run is scored on the same ones
             order = np.random.default_rng(seed).permutation(len(examples))
             examples = examples.select(np.sort(order[: samples[split]]))
@@ -1062,15 +1046,15 @@ def find_files(patterns, flag):
     """
     files = []
     for pattern in patterns:
-        matches = ([pattern] if os.path.exists(pattern)
-                   else sorted(glob.glob(pattern, recursive=True)))
-        matches = [path for path in matches if not os.path.isdir(path)]
-        if not matches:
+        # A file may have that very name, with the signs of a glob in it.
+        paths = glob.glob(glob.escape(pattern)) or sorted(glob.glob(pattern, recursive=True))
+        paths = [path for path in paths if not os.path.isdir(path)]
+        if not paths:
             fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
                      else "there is no such file")
             raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, "
                              "or a glob like *.txt")
-        files += matches
+        files += paths
     return files
 
 
@@ -1081,21 +1065,22 @@ def ending_of(path):
 
 def open_bytes(path):
     """Open a file, also .gz, to read its bytes."""
-    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+    opened = gzip.open if path.lower().endswith(".gz") else open
+    return opened(path, "rb")
 
 
 def read_chunks(path):
-    """Read a UTF-8 file in pieces of whole lines: yields (number of the first, bytes).
+    """Read a UTF-8 file, also .gz, in pieces of a few MB: yields (number of its first line, text).
 
-    Also .gz. Numbers count from 1. A byte order mark is taken off. InputError names the line and
-    the byte that is not UTF-8.
+    A piece is whole lines, without the end of the last one. Numbers count from 1. A byte order mark
+    is taken off. InputError names the line and the byte that is not UTF-8.
     """
     number = 1
     try:
         with open_bytes(path) as file:
             while raw := file.read(1 << 22) + file.readline():
-                raw.decode("utf-8")  # only to check it
-                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                text = raw.decode("utf-8").removesuffix("\n")
+                yield number, text.removeprefix("\ufeff") if number == 1 else text
                 number += raw.count(b"\n")
     except UnicodeDecodeError as error:
         line = number + raw.count(b"\n", 0, error.start)
@@ -1110,15 +1095,16 @@ def read_chunks(path):
 
 def read_lines(path):
     """Read a UTF-8 file in batches of lines: yields (number of the first, from 1, lines)."""
-    for number, raw in read_chunks(path):
-        yield (number, [line.removesuffix("\r") for line
-                        in raw.removesuffix(b"\n").decode("utf-8").split("\n")])
+    for number, text in read_chunks(path):
+        yield number, [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def parse_json(text, path, line=None):
     """Parse JSON: the value, or the InputError for what is none.
 
     Args:
+        text: JSON.
+        path: of the file that it is from.
         line: number of that line, where the text is one.
     """
     try:
@@ -1133,22 +1119,18 @@ def parse_json(text, path, line=None):
 def read_json(path):
     """Read objects out of .jsonl and .json: yields (place, object).
 
-    A .json file is a list, an object with a list under `data`, or lines.
-
-    In place of a row that is no JSON, or no object, stands the InputError that says so.
+    A .json file is a list, an object with a list under `data`, or lines. In place of a row that is
+    no JSON, or no object, stands the InputError that says so.
     """
-    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first)
-             if line.strip())
-    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines)
+    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines if line.strip())
     if ending_of(path) == ".json":
-        text = "\n".join(line for _, batch in read_lines(path) for line in batch)
-        whole = parse_json(text, path)
+        whole = parse_json("\n".join(text for _, text in read_chunks(path)), path)
         if not isinstance(whole, InputError):
-            whole = whole.get("data", [whole]) if isinstance(whole, dict) else whole
+            whole = whole.get("data", whole) if isinstance(whole, dict) else whole
             whole = whole if isinstance(whole, list) else [whole]
             rows = ((f"{path}, entry {n}", row) for n, row in enumerate(whole, 1))
-        # Otherwise it has one object a line, and is read as such.
-        elif "not JSON: Extra data" not in str(whole):
+        elif "not JSON: Extra data" not in str(whole):  # else it has one object a line
             raise whole
     for place, row in rows:
         if not isinstance(row, dict | InputError):
@@ -1163,10 +1145,8 @@ def read_json(path):
 def read_csv(path):
     """Read .csv or .tsv with a header: yields (place, dict of the row).
 
-    In place of a faulty row stands its InputError.
-
-    A row is at fault that has not the columns of the header. InputError where a quote is never
-    closed.
+    In place of a row that has not the columns of the header stands its InputError. InputError is
+    raised where a quote is never closed.
     """
     csv.field_size_limit(2**31 - 1)
     lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
@@ -1178,12 +1158,12 @@ def read_csv(path):
                              f"{', '.join(header)}")
         for row in filter(None, rows):
             place = f"{path}, line {rows.line_num}"
-            if len(row) == len(header):
-                yield place, dict(zip(header, row, strict=True))
-            else:
-                yield (place, InputError(f"{place}: expected {len(header)} columns "
-                                         f"({', '.join(header)}), found {len(row)}. Put a value "
-                                         "that holds the separator in double quotes."))
+            values = dict(zip(header, row, strict=False))
+            if len(row) != len(header):
+                values = InputError(f"{place}: expected {len(header)} columns "
+                                    f"({', '.join(header)}), found {len(row)}. Put a value that "
+                                    "holds the separator in double quotes.")
+            yield place, values
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check "
                          "the quotes.") from None
@@ -1192,14 +1172,12 @@ def read_csv(path):
 def read_parquet(path):
     """Read .parquet: yields (place, dict of the row). InputError where the file is damaged."""
     number = 0
-    try:
-        with open_bytes(path) as file:
-            for batch in pa.parquet.ParquetFile(file).iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
+    with (blame(f"{path}: cannot be read as Parquet", "Was it cut off, or is it of another kind?"),
+          open_bytes(path) as file):
+        for batch in pa.parquet.ParquetFile(file).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
 
 
 TABLES = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv,
@@ -1238,19 +1216,19 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
     parts = {split: (source, ("all", 0)) for split, source in sources.items()}
     percent = args.validation_split_percentage
     if "train" in sources and "validation" not in sources and percent:
-        parts["train"] = (sources["train"], ("rest", percent))
-        parts["validation"] = (sources["train"], ("drawn", percent))
-    needed = {"train": args.do_train, "test": args.do_predict, "validation": args.do_eval
-              and not args.do_train}
-    for split, is_needed in needed.items():
+        parts["train"] = sources["train"], ("rest", percent)
+        parts["validation"] = sources["train"], ("drawn", percent)
+    evaluates = args.do_eval and not args.do_train  # a training run can go without
+    for flag, split, is_needed in (("do_train", "train", args.do_train),
+                                   ("do_eval", "validation", evaluates),
+                                   ("do_predict", "test", args.do_predict)):
         if is_needed and split in splits and split not in parts:
-            flag = {"train": "do_train", "test": "do_predict", "validation": "do_eval"}[split]
             raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a "
                              f"split named {split}")
     if not args.do_train:
         parts.pop("train", None)
-    if not (args.do_train or args.do_eval):
-        parts.pop("validation", None)
+        if not args.do_eval:
+            parts.pop("validation", None)
     if not parts:
         raise InputError("there are no data to prepare: give --train_file, --validation_file or "
                          "--dataset_name")
@@ -1262,6 +1240,9 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
 
 # ==== utils/texts.py, whole (to change it, change it there; `make fix` copies it) ====
 # Text to train on, out of files and data sets.
+
+NAME_THE_COLUMN = "Name the column that holds the text with --text_column_name."
+
 
 class Source(NamedTuple):
     """Where the text of a split comes from: its name, a key of its content, its reader.
@@ -1286,15 +1267,14 @@ def find_sources(args, splits, separator="auto"):
         separator: what ends a document: "auto", in text a blank line, or without any each line, and
             in a table each row; "blank_line", also a row without text; "line" or "row".
     """
-    how, sources = (args.text_column_name, separator), {}
+    sources, how = {}, (args.text_column_name, separator)
     loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
     for split in splits:
         patterns = getattr(args, f"{split}_file")
         if patterns:
             paths = find_files(patterns, f"--{split}_file")
-            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:]
-                                                 else "")
-            sources[split] = Source(name, f"{hash_files(paths)} {how}",
+            more = f" and {len(paths) - 1} more files" if paths[1:] else ""
+            sources[split] = Source(os.path.basename(paths[0]) + more, f"{[*map(hash_file, paths)]} {how}",
                                     partial(read_files, paths, *how))
         elif split in loaded:
             name = f"--dataset_name {args.dataset_name}, split {split}"
@@ -1303,17 +1283,15 @@ def find_sources(args, splits, separator="auto"):
     return sources
 
 
-def hash_files(paths):
-    """SHA-256 over the endings and contents of files, wherever they lie.
+def hash_file(path):
+    """What tells a file apart by content, wherever it lies and whenever it was written.
 
-    The same whenever they were written.
+    Returns:
+        The ending of its name, whether it is packed, and its SHA-256.
     """
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{ending_of(path)} {path.lower().endswith('.gz')} {content}\n".encode())
-    return digest.hexdigest()
+    with open(path, "rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return ending_of(path), path.lower().endswith(".gz"), content
 
 
 def read_files(paths, column, separator="auto"):
@@ -1331,13 +1309,12 @@ def read_files(paths, column, separator="auto"):
 
 
 def read_dataset(rows, column, separator, name):
-    """Read the texts of a Dataset as those of a Source."""
-    if column in rows.column_names:  # no other is decoded
-        rows = rows.select_columns([column])
-    slices = (rows[start : start + 10_000] for start in range(0, len(rows), 10_000))
-    values = (dict(zip(part, row, strict=True)) for part in slices
-              for row in zip(*part.values(), strict=True))
-    places = ((f"{name}, row {n}", row) for n, row in enumerate(values))
+    """Read the texts of a Dataset as those of a Source. InputError where it lacks the column."""
+    with blame(name, NAME_THE_COLUMN):
+        rows = rows.select_columns(column)  # no other is decoded
+    # Row by row it takes 50 times as long.
+    values = itertools.chain.from_iterable(batch[column] for batch in rows.iter(10_000))
+    places = ((f"{name}, row {n}", {column: value}) for n, value in enumerate(values))
     yield from number_documents(read_column(places, column), separator == "blank_line")
 
 
@@ -1345,12 +1322,13 @@ def number_documents(batches, separated):
     """Number the documents of arrays of texts: yields batches as of a Source.
 
     Args:
+        batches: arrays of large_string.
         separated: an empty text ends a document, not each text.
     """
     number = 0
     for texts in batches:
         filled = pa.compute.binary_length(texts).to_numpy() > 0  # (texts,)
-        ends = ~filled if separated else np.ones_like(filled)
+        ends = ~(filled & separated)
         documents = number + np.cumsum(ends) - ends
         number += ends.sum()
         yield texts.filter(pa.array(filled)), documents[filled]
@@ -1359,26 +1337,18 @@ def number_documents(batches, separated):
 def read_trimmed(path):
     """Read the lines of plain text: yields arrays of them without the white space around them."""
     # Without a Python object for each line, which would take most of the time.
-    for _, raw in read_chunks(path):
-        raw = raw.removesuffix(b"\n")
-        starts = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1
-        offsets = pa.py_buffer(np.concatenate([[0], starts, [len(raw)]]))
-        lines = pa.LargeStringArray.from_buffers(len(starts) + 1, offsets, pa.py_buffer(raw))
-        yield pa.compute.utf8_trim_whitespace(lines)  # line ends, too
+    for _, text in read_chunks(path):
+        lines = pa.compute.split_pattern(pa.array([text], pa.large_string()), "\n")
+        yield pa.compute.utf8_trim_whitespace(lines.values)  # line ends, too
 
 
 def has_blank_lines(path):
     """Whether a blank line stands between two lines of text."""
-    lines = filled = 0
-    first = None
-    for texts in read_trimmed(path):
-        places = lines + np.flatnonzero(pa.compute.binary_length(texts).to_numpy())
-        if len(places):
-            first = places[0] if first is None else first
-            filled += len(places)
-            if places[-1] - first >= filled:
-                return True
-        lines += len(texts)
+    filled = b""  # a byte a line
+    for lines in read_trimmed(path):
+        filled += (pa.compute.binary_length(lines).to_numpy() > 0).tobytes()
+        if b"\0" in filled.strip(b"\0"):
+            return True
     return False
 
 
@@ -1390,28 +1360,45 @@ def read_column(rows, column):
         column: which of its values is the text; None is an empty one.
     """
     while batch := list(itertools.islice(rows, 10_000)):
-        yield pa.array([text_of(row, column, place).strip() for place, row in batch],
+        yield pa.array([text_of(row, column, place, NAME_THE_COLUMN) for place, row in batch],
                        pa.large_string())
 
 
-def text_of(row, column, place):
-    """Take the text out of a row of a table.
+def text_of(row, column, place, advice):
+    """Take the text out of a row of a table, without the white space around it; None is empty.
 
     InputError where the row is at fault, or has something else there.
+
+    Args:
+        row: dict, or the InputError of a faulty one.
+        column: which of its values is the text.
+        place: of the row.
+        advice: what to do, where it has none there.
     """
     if isinstance(row, InputError):
         raise row
-    text = row.get(column)
-    if column not in row:
-        fault = f"the columns are {', '.join(map(str, row))}"
-    elif not isinstance(text, str | None):
-        fault = f"found {str(text)[:40]!r}"
-    elif re.search("[\ud800-\udfff]", text or ""):
-        fault = "found half a character (a lone surrogate, such as a cut-off emoji leaves)"
-    else:
-        return text or ""
-    raise InputError(f"{place}: expected text in column {column!r}; {fault}. Name the column that "
-                     "holds the text with --text_column_name.")
+    text = row.get(column, row)
+    if not isinstance(text, str | None):
+        raise InputError(f"{place}: expected text in column {column!r}; found {str(text)[:40]!r}; "
+                         f"the columns are {', '.join(map(str, row))}. {advice}")
+    if re.search("[\ud800-\udfff]", text or ""):
+        raise InputError(f"{place}: half a character stands in column {column!r} (a lone surrogate, "
+                         f"such as a cut-off emoji leaves): {text[:60]!r}. Take it out.")
+    return (text or "").strip()
+
+
+def draw_rows(total, which, percent, least=1):
+    """Say which of so many rows, or documents, a part is made of, by number alone: bool, (total,).
+
+    Args:
+        total: how many there are.
+        which, percent: as of choose_parts.
+        least: that are drawn at least, and left at least, if there are so many.
+    """
+    share = max(0, min(max(least, round(total * percent / 100)), total - least))
+    drawn = np.zeros(total, dtype=bool)
+    drawn[np.random.default_rng(0).permutation(total)[:share]] = True
+    return {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[which]
 
 
 def write_texts(source, path):
@@ -1422,11 +1409,11 @@ def write_texts(source, path):
     schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
     rows = 0
     with written_aside(path) as aside:
-        with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for texts, documents in tqdm(source.read(), desc="Reading", unit=" batches",
-                                         disable=None, leave=False):
-                writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
-                rows += len(texts)
+        with pa.ipc.new_stream(str(aside), schema) as writer:
+            for columns in tqdm(source.read(), desc="Reading", unit=" batches", disable=None,
+                                leave=False):
+                writer.write_batch(pa.record_batch([*columns], schema))
+                rows += len(columns[0])
         if not rows:
             raise InputError(f"{source.name}: there is no text in it, at most white space. "
                              "Expected UTF-8 text, a paragraph a line, or a table with a column "
@@ -1434,8 +1421,9 @@ def write_texts(source, path):
 
 
 # ==== utils/tokenizing.py, whole (to change it, change it there; `make fix` copies it) ====
-# Token ids of many texts, as one flat array with offsets, kept in the cache by content.
+# Token ids of many texts, as lists over one flat array, kept in the cache by content.
 
+IDS = pa.large_list(pa.int32())
 AWKWARD = (
     "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
     "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
@@ -1450,111 +1438,75 @@ AWKWARD = (
 )
 
 
-class FlatTokenizer:
-    """Turn many texts into one flat array of token ids with offsets, without special tokens.
+@functools.cache  # once in each process: fast libraries do not pickle
+def load_fast(library, tokenizer):
+    """Load the model's own tokenizer into a fast library."""
+    fast = importlib.import_module(library).Tokenizer
+    return fast.from_json(tokenizer.backend_tokenizer.to_str())
 
-    Encodes with nanotoken (WordPiece) or gigatoken (BPE) where one is installed, takes the
-    tokenizer, and agrees with the model's own tokenizer on every text it is held against; else with
-    `tokenizers`; else as transformers does. `name` says which. Can be pickled.
+
+def encode_with_nanotoken(tokenizer, texts):
+    rows = load_fast("nanotoken", tokenizer).encode_batch(texts, add_special_tokens=False)
+    return pa.LargeListArray.from_arrays(rows.offsets, rows.ids.astype(np.int32))
+
+
+def encode_with_gigatoken(tokenizer, texts):
+    rows = load_fast("gigatoken", tokenizer).encode_batch(texts)
+    awkward = importlib.import_module("awkward")  # comes with it
+    return awkward.to_arrow(rows, extensionarray=False).cast(IDS)
+
+
+def encode_with_tokenizers(tokenizer, texts):
+    rows = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return pa.array([row.ids for row in rows], IDS)
+
+
+def encode_with_transformers(tokenizer, texts):
+    return pa.array(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], IDS)
+
+
+# Each turns a list of texts into lists of ids, without special tokens.
+ENCODERS = {"nanotoken": encode_with_nanotoken, "gigatoken": encode_with_gigatoken,
+            "tokenizers": encode_with_tokenizers, "transformers": encode_with_transformers}
+
+
+def choose_encoder(tokenizer, samples, say):
+    """Find the fastest library that is installed, and agrees with the model's own tokenizer.
+
+    Those are nanotoken (WordPiece) and gigatoken (BPE); else `tokenizers`; else transformers itself.
 
     Args:
-        tokenizer: the model's own tokenizer, of transformers.
-        samples: texts to hold a fast library against, besides a fixed set of awkward ones.
-        log: called with one line where a fast library is passed over.
+        tokenizer: the model's own, of transformers.
+        samples: texts to hold a library against, besides a fixed set of awkward ones.
+        say: called with one line where a fast library is passed over.
+
+    Returns:
+        A name in ENCODERS.
     """
-
-    def __init__(self, tokenizer, samples, log):
-        self.tokenizer = tokenizer
-        texts = [*AWKWARD, *samples]
-        # Where fast libraries stumble: also inside a word.
-        for added in tokenizer.added_tokens_decoder.values():
-            texts += [added.content, f"a{added.content}b", f"a {added.content} "
-                      f"{added.content.upper()} b"]
-        expected = with_transformers(tokenizer)(texts)
-        for self.name, make_encoder in ENCODERS.items():
-            try:
-                self.encode = make_encoder(tokenizer)
-                if all(map(np.array_equal, self.encode(texts), expected)):
-                    return
-                log(f"{self.name} is not used: its ids differ from those of the model's own "
-                    "tokenizer")
-            except ImportError:
-                pass  # optional
-            # Whatever a young library stumbles over: the next one is tried.
-            except (Exception) as error:
-                log(f"{self.name} is not used: {type(error).__name__}: {str(error)[:100]}")
-
-    def __getstate__(self):
-        # Made anew in each data worker: the fast libraries do not pickle.
-        return self.__dict__ | {"encode": None}
-
-    def __call__(self, texts):
-        """Tokenize a list of texts: int32 ids (tokens,), int64 offsets (texts + 1,) into them."""
-        if self.encode is None:  # in a data worker, which leaves Ctrl-C to the main process
-            ignore_interrupts()
-            self.encode = ENCODERS[self.name](self.tokenizer)
-        return self.encode(texts)
+    texts = [*AWKWARD, *samples]
+    # Where fast libraries stumble: also inside a word.
+    for added in tokenizer.added_tokens_decoder.values():
+        word = added.content
+        texts += [word, f"a{word}b", f"a {word} {word.upper()} b"]
+    expected = encode_with_transformers(tokenizer, texts)
+    for library, encode in ENCODERS.items():
+        try:
+            if encode(tokenizer, texts).equals(expected):
+                break
+            say(f"{library} is not used: its ids differ from those of the model's own tokenizer")
+        except ImportError:
+            pass  # optional
+        except Exception as error:  # whatever a young library stumbles over: the next one is tried
+            say(f"{library} is not used: {type(error).__name__}: {str(error)[:100]}")
+    return library
 
 
-def flatten(rows):
-    """Put lists of ids one after the other: int32 ids (tokens,) and int64 offsets (rows + 1,)."""
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    return np.fromiter(itertools.chain.from_iterable(rows), np.int32, offsets[-1]), offsets
-
-
-def with_nanotoken(tokenizer):
-    import nanotoken
-
-    fast = nanotoken.Tokenizer.from_json(tokenizer.backend_tokenizer.to_str())
-
-    def encode(texts):
-        rows = fast.encode_batch(texts, add_special_tokens=False)
-        return rows.ids.astype(np.int32), rows.offsets
-
-    return encode
-
-
-def with_gigatoken(tokenizer):
-    import awkward
-    import gigatoken
-
-    fast = gigatoken.Tokenizer.from_json(tokenizer.backend_tokenizer.to_str())
-
-    def encode(texts):
-        rows = fast.encode_batch(texts)
-        ids = awkward.to_numpy(awkward.flatten(rows)).astype(np.int32)
-        return ids, np.cumsum([0, *awkward.num(rows)])
-
-    return encode
-
-
-def with_tokenizers(tokenizer):
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_truncation()  # settings that other uses of the tokenizer leave behind
-    backend.no_padding()
-
-    def encode(texts):
-        rows = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return flatten([row.ids for row in rows])
-
-    return encode
-
-
-def with_transformers(tokenizer):
-    return lambda texts: flatten(tokenizer(texts, add_special_tokens=False,
-                                           verbose=False)["input_ids"])
-
-
-# Each makes of a tokenizer what FlatTokenizer calls; the first that agrees is taken.
-ENCODERS = {"nanotoken": with_nanotoken, "gigatoken": with_gigatoken, "tokenizers": with_tokenizers,
-            "transformers": with_transformers}
-
-
-def tokenize_batch(table, tokenizer):
+def tokenize_batch(table, tokenizer, library):
     """Tokenize `text` of an Arrow table: `ids`, lists of int32 over one flat array."""
-    ids, offsets = tokenizer(table["text"].to_pylist())
-    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids),
-                     "document": table["document"]})
+    if multiprocess.parent_process():  # in a data worker, which leaves Ctrl-C to the main process
+        ignore_interrupts()
+    ids = ENCODERS[library](tokenizer, table["text"].to_pylist())
+    return pa.table({"ids": ids, "document": table["document"]})
 
 
 def hash_of(*settings):
@@ -1572,21 +1524,20 @@ def rows_at_once(rows):
     return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
 
 
-def tokenize_source(source, tokenizer, args):
+def tokenize_source(source, tokenizer, args, say):
     """Turn the text of a Source into token ids, kept in the cache by content.
 
-    Special tokens are not among them.
-
     Args:
+        source: where the text comes from.
         tokenizer: the model's own.
         args: Namespace of the flags.
+        say: called with lines for the user, on what the text is like.
 
     Returns:
-        (texts, tokens): a Dataset of `text` and `document`, and one of `ids` (int32 lists) and
-        `document`, a row for each text, both in the Arrow format. The fingerprint of the second
-        tells apart other contents and vocabularies.
+        Dataset of `ids` (int32 lists, without special tokens) and `document`, a row for each text,
+        in the Arrow format. Its fingerprint tells apart other contents and vocabularies.
     """
-    vocabulary = (repr(tokenizer), tokenizer.get_vocab())
+    vocabulary = repr(tokenizer), tokenizer.get_vocab()
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()
     key = hash_of(source.key, vocabulary)
@@ -1602,22 +1553,22 @@ def tokenize_source(source, tokenizer, args):
         tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once,
                            remove_columns=["text"], fn_kwargs={"tokenizer": flat_tokenizer},
                            num_proc=args.preprocessing_num_workers, new_fingerprint=key,
-                           load_from_cache_file=not is_overwritten(args), desc="Tokenizing "
-                           f"({flat_tokenizer.name})")
-    return texts, tokens
+                           load_from_cache_file=not is_overwritten(args),
+                           desc=f"Tokenizing ({library})")
+    ids = tokens[: len(first)]["ids"].combine_chunks().flatten().to_numpy()
+    describe_texts(first, ids, tokenizer.unk_token_id, say)
+    return tokens
 
 
-def describe_texts(texts, tokens, unknown_id, say):
+def describe_texts(texts, ids, unknown_id, say):
     """Say what the first texts of a split are like, and what looks wrong with them.
 
     Args:
-        texts, tokens: as of tokenize_source.
+        texts: list of strings.
+        ids: all their token ids, int32 array of shape (tokens,).
         unknown_id: of [UNK], or None.
         say: called with lines for the user.
     """
-    number = min(10_000, rows_at_once(texts))
-    texts = texts[:number]["text"].to_pylist()
-    ids = tokens[:number]["ids"].combine_chunks().flatten().to_numpy()
     repeated = 1 - len({*texts}) / len(texts)
     pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))

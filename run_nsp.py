@@ -19,15 +19,16 @@ Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805
 """
 
 import argparse
-import copy
 import csv
 import ctypes
 import difflib
 import errno
+import functools
 import glob
 import gzip
 import hashlib
 import html
+import importlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -121,20 +122,13 @@ def pair_of(place, row):
 
     InputError where it is at fault.
     """
-    fault = None
-    if isinstance(row, InputError):
-        raise row
     for side in SIDES:
-        if side not in row:
-            fault = f"there is no column {side!r}; the columns are {', '.join(map(str, row))}"
-        elif (not isinstance(row[side], str) or not row[side].strip()
-              or re.search("[\ud800-\udfff]", row[side])):
-            fault = f"{side} is empty, or no whole text ({str(row[side])[:40]!r}). Each row needs two sentences"
+        if not text_of(row, side, place, "Each row needs two sentences."):
+            raise InputError(f"{place}: {side} is empty. Each row needs two sentences.")
     label = str(row.get("label", "0")).strip()
     if label not in ("0", "1"):
-        fault = f"label is {label[:40]!r}; expected 0 (is next) or 1 (not next), or no such column"
-    if fault:
-        raise InputError(f"{place}: {fault}.")
+        raise InputError(f"{place}: label is {label[:40]!r}; expected 0 (is next) or 1 (not next), "
+                         "or no such column.")
     return row | {"label": int(label)} if "label" in row else row
 
 
@@ -309,60 +303,50 @@ class Documents:
     def __init__(self, table, part=("all", 0), sentences_per_document=None):
         self.table = table
         lengths = pa.compute.list_value_length(table.data["ids"]).to_numpy()  # (rows,)
-        rows = np.flatnonzero(lengths > 0)
-        numbers = table.data["document"].to_numpy()[rows]  # of documents
-        begins = np.diff(numbers, prepend=-1) != 0
+        rows = np.flatnonzero(lengths)
+        begins = np.diff(table.data["document"].to_numpy()[rows], prepend=-1) != 0
+        document = np.cumsum(begins) - 1  # of each row, from 0 without gaps
         if sentences_per_document:
-            document = np.cumsum(begins) - 1
             place = np.arange(len(rows)) - np.flatnonzero(begins)[document]  # in its document
             # A rest of one stays with the others.
             alone = (place > 0) & (place + 1 == np.bincount(document)[document])
-            begins = (place % sentences_per_document == 0) & ~alone
-        numbers = np.cumsum(begins) - 1  # from 0, without gaps
-        sentences = np.bincount(numbers, minlength=int(begins.sum()))  # of each document
-        usable = np.flatnonzero(sentences > 1)
-        share = round(len(usable) * part[1] / 100)
-        # Two at least in each, if there are four.
-        share = max(0, min(max(2, share), len(usable) - 2))
-        drawn = usable[np.random.default_rng(0).permutation(len(usable))[:share]]
-        wanted = np.zeros(len(sentences), dtype=bool)
-        wanted[{"all": usable, "drawn": drawn, "rest": np.setdiff1d(usable, drawn)}[part[0]]] = True
-        self.single = int((sentences == 1).sum()) if part[0] != "drawn" else 0
-        kept = wanted[numbers]
-        rows, numbers = rows[kept], numbers[kept]
-        self.lengths = lengths[rows].astype(np.int64)
-        self.starts = np.concatenate([np.flatnonzero(np.diff(numbers, prepend=-1)), [len(rows)]])
-        # Where the tokens of a sentence lie: in which piece of the table, and from where on in it.
-        chunks = table.data["ids"].chunks
-        self.piece = np.repeat(np.arange(len(chunks)), list(map(len, chunks)))[rows]
-        self.offset = np.concatenate([chunk.offsets.to_numpy()[:-1] for chunk in chunks])[rows]
-        self.map_pieces()
-
-    def map_pieces(self):
-        # No copies.
-        self.pieces = [chunk.values.to_numpy() for chunk in self.table.data["ids"].chunks]
-
-    def __getstate__(self):
-        return self.__dict__ | {"pieces": None}  # mapped anew in each data worker
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self.map_pieces()
+            document = np.cumsum((place % sentences_per_document == 0) & ~alone) - 1
+        sentences = np.bincount(document)  # of each document
+        self.single = int(np.sum(sentences == 1)) if part[0] != "drawn" else 0
+        wanted = sentences > 1
+        wanted[wanted] = draw_rows(int(wanted.sum()), *part, least=2)
+        self.rows = rows[wanted[document]]  # of the table, (sentences,)
+        self.lengths = lengths[self.rows].astype(np.int64)
+        self.starts = np.cumsum([0, *sentences[wanted]])
 
     def __len__(self):
         return len(self.starts) - 1
 
     def ids(self, start, end):
-        """Token ids of the sentences from `start` up to `end`, one after the other: int64 array."""
-        parts = [self.pieces[piece][offset : offset + length] for piece, offset, length
-                 in zip(self.piece[start:end], self.offset[start:end], self.lengths[start:end],
-                        strict=True)]
-        return np.concatenate(parts or [np.zeros(0)]).astype(np.int64)
+        """Token ids of the sentences of a document from `start` up to `end`: int64, (tokens,)."""
+        if start == end:
+            return np.zeros(0, np.int64)
+        # Rows that are left out between two sentences of a document have no tokens.
+        lists = self.table.data["ids"][self.rows[start] : self.rows[end - 1] + 1]
+        return lists.combine_chunks().flatten().to_numpy().astype(np.int64)
 
     def around(self, sentence):
         """The document of a sentence: (number of its first sentence, number behind its last)."""
         document = np.searchsorted(self.starts, sentence, side="right") - 1
         return self.starts[document], self.starts[document + 1]
+
+    def draw_others(self, sentence, rng, number=None):
+        """Draw sentences of other documents than that of a sentence: their numbers, or one."""
+        first, behind = self.around(sentence)
+        draws = rng.integers(self.starts[-1] - (behind - first), size=number)
+        return draws + (behind - first) * (draws >= first)
+
+
+def rng_of(stream, *numbers):
+    """Make a generator of a stream of its own: masks and order are drawn with these numbers, too."""
+    # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 what seed 0 does in
+    # epoch 1.
+    return np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(stream,)))
 
 
 def plan_sentences(documents, seed, epoch):
@@ -374,9 +358,8 @@ def plan_sentences(documents, seed, epoch):
         is to take its place.
     """
     first = np.delete(np.arange(documents.starts[-1]), documents.starts[1:] - 1)
-    # Not that of the order.
-    rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))
-    return np.stack([first, first + 1, first + 2, rng.integers(2, size=len(first))], axis=1)
+    labels = rng_of(1, seed, epoch).integers(2, size=len(first))
+    return np.stack([first, first + 1, first + 2, labels], axis=1)
 
 
 def truncate_pair(a, b, size, rng=None):
@@ -387,20 +370,12 @@ def truncate_pair(a, b, size, rng=None):
     Source: Devlin et al. 2018, appendix A.2; truncate_seq_pair in
     https://github.com/google-research/bert
     """
-    if len(a) + len(b) <= size:
-        return a, b
-    kept = (min(len(a), max(size - len(b), size - size // 2)),
-            min(len(b), max(size - len(a), size // 2)))
-    fronts = [rng.binomial(len(part) - length, 0.5) if rng else 0 for part, length
-              in zip((a, b), kept, strict=True)]
-    return tuple(part[front : front + length] for part, front, length
-                 in zip((a, b), fronts, kept, strict=True))
-
-
-def join_pair(a, b, edges):
-    """Join the ids of A and B, by those of [CLS] and [SEP]: ids and token types, (seq,)."""
-    cls, sep = edges
-    return np.concatenate([[cls], a, [sep], b, [sep]]), np.repeat([0, 1], [len(a) + 2, len(b) + 1])
+    of_a = min(len(a), max(size - len(b), size - size // 2))
+    shown = []
+    for part, length in (a, of_a), (b, min(len(b), size - of_a)):
+        front = rng.binomial(len(part) - length, 0.5) if rng else 0
+        shown.append(part[front : front + length])
+    return shown
 
 
 class PairCollator:
@@ -437,8 +412,9 @@ class PairCollator:
         """The pairs of an epoch that are taken; kept until another is asked for."""
         if self.planned[0] != epoch:
             plan = self.plan_pairs(epoch)
-            if self.sample is not None and self.sample < len(plan):
-                plan = plan[np.sort(np.random.default_rng(self.seed).permutation(len(plan))[: self.sample])]
+            if self.sample:
+                order = np.random.default_rng(self.seed).permutation(len(plan))
+                plan = plan[np.sort(order[: self.sample])]
             self.planned = epoch, plan
         return self.planned[1]
 
@@ -449,49 +425,41 @@ class PairCollator:
         return self.counts[epoch]
 
     def random_b(self, start, middle, end, rng):
-        """Draw a B out of another document: (number of its first sentence, its ids)."""
-        first, behind = self.documents.around(start)
-        other = int(rng.integers(self.documents.starts[-1] - (behind - first)))
-        other += int(behind - first) * (other >= first)
-        return other, self.documents.ids(other, other + 1)
+        """Draw a B out of another document than that of A and its true B, (start, middle, end)."""
+        other = self.documents.draw_others(start, rng)
+        return self.documents.ids(other, other + 1)
 
     def pair(self, example):
-        """Make a pair: (ids of A, ids of B, label, number of B's first sentence)."""
+        """Make a pair: (ids of A, ids of B, label)."""
         start, middle, end, label = self.plan(self.epoch)[example].tolist()
-        # A tuple, not a sum; and a stream of its own, as the masks and the plan are drawn with
-        # these numbers, too.
-        numbers = (self.seed, self.epoch, example)
-        rng = np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(2,)))
-        other, b = middle, self.documents.ids(middle, end)
+        rng = rng_of(2, self.seed, self.epoch, example)
+        a, b = self.documents.ids(start, middle), self.documents.ids(middle, end)
         if label and not self.swap:
-            other, b = self.random_b(start, middle, end, rng)
-        a, b = truncate_pair(self.documents.ids(start, middle), b, self.size, rng)
-        return (b, a, label, other) if self.swap and label else (a, b, label, other)
-
-    def rows(self, examples):
-        """Make rows, as of join_pair, with their labels, of the examples of these numbers."""
-        pairs = [self.pair(example)[:3] for example in examples]
-        # The last global batch can leave a process without any: it joins, and predicts nothing.
-        nothing = np.zeros(0, np.int64)
-        pairs = pairs or [(nothing, nothing, -100)]
-        return [(*join_pair(a, b, self.edges), label) for a, b, label in pairs]
+            b = self.random_b(start, middle, end, rng)
+        a, b = truncate_pair(a, b, self.size, rng)
+        return (b, a, label) if label and self.swap else (a, b, label)
 
     def __call__(self, examples):
         """Make a batch, as of stack_pairs, of the examples of these numbers; there may be none."""
-        return stack_pairs(self.rows(examples), self.pad_id)
+        pairs = [self.pair(example) for example in examples]
+        # The last global batch can leave a process without any: it joins, and predicts nothing.
+        nothing = self.documents.ids(0, 0)
+        return stack_pairs(pairs or [(nothing, nothing, -100)], self.edges, self.pad_id)
 
 
-def stack_pairs(rows, pad_id):
-    """Put rows of ids (seq,), token types (seq,) and label under each other.
+def stack_pairs(pairs, edges, pad_id):
+    """Put pairs of ids of A, ids of B and label under each other, between those of [CLS] and [SEP].
 
     Returns:
         dict of input_ids, token_type_ids and attention_mask, (batch, seq), and of
         next_sentence_label, (batch,): 0 where B follows A, -100 where nothing is predicted.
     """
-    ids, types, labels = zip(*rows, strict=True)
-    return {"input_ids": pad(ids, pad_id), "token_type_ids": pad(types, 0),
-            "attention_mask": pad([np.ones_like(row) for row in ids], 0),
-            "next_sentence_label": torch.tensor(labels)}
+    cls, sep = edges
+    rows = [np.concatenate([[cls], a, [sep], b, [sep]]) for a, b, _ in pairs]
+    types = [np.repeat([0, 1], [len(a) + 2, len(b) + 1]) for a, b, _ in pairs]
+    return {"input_ids": pad(rows, pad_id), "token_type_ids": pad(types, 0),
+            "attention_mask": pad([np.ones_like(row) for row in rows], 0),
+            "next_sentence_label": torch.tensor([label for _, _, label in pairs])}
 
 
 def split_sentences(source, language):
@@ -503,10 +471,10 @@ def split_sentences(source, language):
 
     def read():
         for texts, documents in source.read():
-            split = [[part for sentence in sentencex.segment(language, text)
-                      if (part := sentence.strip())] for text in texts.to_pylist()]
+            split = [[*filter(None, map(str.strip, sentencex.segment(language, text)))]
+                     for text in texts.to_pylist()]
             yield (pa.array(itertools.chain.from_iterable(split), pa.large_string()),
-                   np.repeat(documents, list(map(len, split))))
+                   np.repeat(documents, [len(sentences) for sentences in split]))
 
     version = importlib.metadata.version("sentencex")  # another may find other sentences
     return source._replace(key=f"{source.key} sentences {language} {version}", read=read)
@@ -544,9 +512,8 @@ def prepare_data(args, tokenizer, splits, say):
     for split, (source, part) in choose_parts(sources, args, splits).items():
         source = source if args.sentence_per_line else split_sentences(source, args.language)
         if source.key not in tokenized:
-            tokenized[source.key] = tokenize_source(source, tokenizer, args)
-            describe_texts(*tokenized[source.key], tokenizer.unk_token_id, say)
-        _, tokens = tokenized[source.key]
+            tokenized[source.key] = tokenize_source(source, tokenizer, args, say)
+        tokens = tokenized[source.key]
         documents = Documents(tokens, part, args.sentences_per_document)
         check_documents(documents, f"{source.name}: its {split} part", part[0] != "all",
                         args.objective)
@@ -708,9 +675,8 @@ def judge(model, tokenizer, pairs, max_seq_length, batch_size):
                  in sides]
         for a, b in zip(*sides, strict=True):
             lost.append(max(0, len(a) + len(b) - size))
-            pair = truncate_pair(np.array(a, np.int64), np.array(b, np.int64), size)
-            rows.append((*join_pair(*pair, edges), 0))
-        inputs = stack_pairs(rows, tokenizer.pad_token_id)
+            rows.append((*truncate_pair(np.array(a, np.int64), np.array(b, np.int64), size), 0))
+        inputs = stack_pairs(rows, edges, tokenizer.pad_token_id)
         scores = score_pairs(model, send_to_device(inputs, model.device))  # (batch, 2)
         chances = scores.softmax(dim=-1)[:, 0].tolist()
         for pair, row, chance, cut in zip(batch, scores.tolist(), chances, lost, strict=True):
@@ -1207,15 +1173,15 @@ def find_files(patterns, flag):
     """
     files = []
     for pattern in patterns:
-        matches = ([pattern] if os.path.exists(pattern)
-                   else sorted(glob.glob(pattern, recursive=True)))
-        matches = [path for path in matches if not os.path.isdir(path)]
-        if not matches:
+        # A file may have that very name, with the signs of a glob in it.
+        paths = glob.glob(glob.escape(pattern)) or sorted(glob.glob(pattern, recursive=True))
+        paths = [path for path in paths if not os.path.isdir(path)]
+        if not paths:
             fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
                      else "there is no such file")
             raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, "
                              "or a glob like *.txt")
-        files += matches
+        files += paths
     return files
 
 
@@ -1226,21 +1192,22 @@ def ending_of(path):
 
 def open_bytes(path):
     """Open a file, also .gz, to read its bytes."""
-    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+    opened = gzip.open if path.lower().endswith(".gz") else open
+    return opened(path, "rb")
 
 
 def read_chunks(path):
-    """Read a UTF-8 file in pieces of whole lines: yields (number of the first, bytes).
+    """Read a UTF-8 file, also .gz, in pieces of a few MB: yields (number of its first line, text).
 
-    Also .gz. Numbers count from 1. A byte order mark is taken off. InputError names the line and
-    the byte that is not UTF-8.
+    A piece is whole lines, without the end of the last one. Numbers count from 1. A byte order mark
+    is taken off. InputError names the line and the byte that is not UTF-8.
     """
     number = 1
     try:
         with open_bytes(path) as file:
             while raw := file.read(1 << 22) + file.readline():
-                raw.decode("utf-8")  # only to check it
-                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                text = raw.decode("utf-8").removesuffix("\n")
+                yield number, text.removeprefix("\ufeff") if number == 1 else text
                 number += raw.count(b"\n")
     except UnicodeDecodeError as error:
         line = number + raw.count(b"\n", 0, error.start)
@@ -1255,15 +1222,16 @@ def read_chunks(path):
 
 def read_lines(path):
     """Read a UTF-8 file in batches of lines: yields (number of the first, from 1, lines)."""
-    for number, raw in read_chunks(path):
-        yield (number, [line.removesuffix("\r") for line
-                        in raw.removesuffix(b"\n").decode("utf-8").split("\n")])
+    for number, text in read_chunks(path):
+        yield number, [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def parse_json(text, path, line=None):
     """Parse JSON: the value, or the InputError for what is none.
 
     Args:
+        text: JSON.
+        path: of the file that it is from.
         line: number of that line, where the text is one.
     """
     try:
@@ -1278,22 +1246,18 @@ def parse_json(text, path, line=None):
 def read_json(path):
     """Read objects out of .jsonl and .json: yields (place, object).
 
-    A .json file is a list, an object with a list under `data`, or lines.
-
-    In place of a row that is no JSON, or no object, stands the InputError that says so.
+    A .json file is a list, an object with a list under `data`, or lines. In place of a row that is
+    no JSON, or no object, stands the InputError that says so.
     """
-    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first)
-             if line.strip())
-    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines)
+    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines if line.strip())
     if ending_of(path) == ".json":
-        text = "\n".join(line for _, batch in read_lines(path) for line in batch)
-        whole = parse_json(text, path)
+        whole = parse_json("\n".join(text for _, text in read_chunks(path)), path)
         if not isinstance(whole, InputError):
-            whole = whole.get("data", [whole]) if isinstance(whole, dict) else whole
+            whole = whole.get("data", whole) if isinstance(whole, dict) else whole
             whole = whole if isinstance(whole, list) else [whole]
             rows = ((f"{path}, entry {n}", row) for n, row in enumerate(whole, 1))
-        # Otherwise it has one object a line, and is read as such.
-        elif "not JSON: Extra data" not in str(whole):
+        elif "not JSON: Extra data" not in str(whole):  # else it has one object a line
             raise whole
     for place, row in rows:
         if not isinstance(row, dict | InputError):
@@ -1308,10 +1272,8 @@ def read_json(path):
 def read_csv(path):
     """Read .csv or .tsv with a header: yields (place, dict of the row).
 
-    In place of a faulty row stands its InputError.
-
-    A row is at fault that has not the columns of the header. InputError where a quote is never
-    closed.
+    In place of a row that has not the columns of the header stands its InputError. InputError is
+    raised where a quote is never closed.
     """
     csv.field_size_limit(2**31 - 1)
     lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
@@ -1323,12 +1285,12 @@ def read_csv(path):
                              f"{', '.join(header)}")
         for row in filter(None, rows):
             place = f"{path}, line {rows.line_num}"
-            if len(row) == len(header):
-                yield place, dict(zip(header, row, strict=True))
-            else:
-                yield (place, InputError(f"{place}: expected {len(header)} columns "
-                                         f"({', '.join(header)}), found {len(row)}. Put a value "
-                                         "that holds the separator in double quotes."))
+            values = dict(zip(header, row, strict=False))
+            if len(row) != len(header):
+                values = InputError(f"{place}: expected {len(header)} columns "
+                                    f"({', '.join(header)}), found {len(row)}. Put a value that "
+                                    "holds the separator in double quotes.")
+            yield place, values
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check "
                          "the quotes.") from None
@@ -1337,14 +1299,12 @@ def read_csv(path):
 def read_parquet(path):
     """Read .parquet: yields (place, dict of the row). InputError where the file is damaged."""
     number = 0
-    try:
-        with open_bytes(path) as file:
-            for batch in pa.parquet.ParquetFile(file).iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
+    with (blame(f"{path}: cannot be read as Parquet", "Was it cut off, or is it of another kind?"),
+          open_bytes(path) as file):
+        for batch in pa.parquet.ParquetFile(file).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
 
 
 TABLES = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv,
@@ -1383,19 +1343,19 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
     parts = {split: (source, ("all", 0)) for split, source in sources.items()}
     percent = args.validation_split_percentage
     if "train" in sources and "validation" not in sources and percent:
-        parts["train"] = (sources["train"], ("rest", percent))
-        parts["validation"] = (sources["train"], ("drawn", percent))
-    needed = {"train": args.do_train, "test": args.do_predict, "validation": args.do_eval
-              and not args.do_train}
-    for split, is_needed in needed.items():
+        parts["train"] = sources["train"], ("rest", percent)
+        parts["validation"] = sources["train"], ("drawn", percent)
+    evaluates = args.do_eval and not args.do_train  # a training run can go without
+    for flag, split, is_needed in (("do_train", "train", args.do_train),
+                                   ("do_eval", "validation", evaluates),
+                                   ("do_predict", "test", args.do_predict)):
         if is_needed and split in splits and split not in parts:
-            flag = {"train": "do_train", "test": "do_predict", "validation": "do_eval"}[split]
             raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a "
                              f"split named {split}")
     if not args.do_train:
         parts.pop("train", None)
-    if not (args.do_train or args.do_eval):
-        parts.pop("validation", None)
+        if not args.do_eval:
+            parts.pop("validation", None)
     if not parts:
         raise InputError("there are no data to prepare: give --train_file, --validation_file or "
                          "--dataset_name")
@@ -1407,6 +1367,9 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
 
 # ==== utils/texts.py, whole (to change it, change it there; `make fix` copies it) ====
 # Text to train on, out of files and data sets.
+
+NAME_THE_COLUMN = "Name the column that holds the text with --text_column_name."
+
 
 class Source(NamedTuple):
     """Where the text of a split comes from: its name, a key of its content, its reader.
@@ -1431,15 +1394,14 @@ def find_sources(args, splits, separator="auto"):
         separator: what ends a document: "auto", in text a blank line, or without any each line, and
             in a table each row; "blank_line", also a row without text; "line" or "row".
     """
-    how, sources = (args.text_column_name, separator), {}
+    sources, how = {}, (args.text_column_name, separator)
     loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
     for split in splits:
         patterns = getattr(args, f"{split}_file")
         if patterns:
             paths = find_files(patterns, f"--{split}_file")
-            name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:]
-                                                 else "")
-            sources[split] = Source(name, f"{hash_files(paths)} {how}",
+            more = f" and {len(paths) - 1} more files" if paths[1:] else ""
+            sources[split] = Source(os.path.basename(paths[0]) + more, f"{[*map(hash_file, paths)]} {how}",
                                     partial(read_files, paths, *how))
         elif split in loaded:
             name = f"--dataset_name {args.dataset_name}, split {split}"
@@ -1448,17 +1410,15 @@ def find_sources(args, splits, separator="auto"):
     return sources
 
 
-def hash_files(paths):
-    """SHA-256 over the endings and contents of files, wherever they lie.
+def hash_file(path):
+    """What tells a file apart by content, wherever it lies and whenever it was written.
 
-    The same whenever they were written.
+    Returns:
+        The ending of its name, whether it is packed, and its SHA-256.
     """
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{ending_of(path)} {path.lower().endswith('.gz')} {content}\n".encode())
-    return digest.hexdigest()
+    with open(path, "rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return ending_of(path), path.lower().endswith(".gz"), content
 
 
 def read_files(paths, column, separator="auto"):
@@ -1476,13 +1436,12 @@ def read_files(paths, column, separator="auto"):
 
 
 def read_dataset(rows, column, separator, name):
-    """Read the texts of a Dataset as those of a Source."""
-    if column in rows.column_names:  # no other is decoded
-        rows = rows.select_columns([column])
-    slices = (rows[start : start + 10_000] for start in range(0, len(rows), 10_000))
-    values = (dict(zip(part, row, strict=True)) for part in slices
-              for row in zip(*part.values(), strict=True))
-    places = ((f"{name}, row {n}", row) for n, row in enumerate(values))
+    """Read the texts of a Dataset as those of a Source. InputError where it lacks the column."""
+    with blame(name, NAME_THE_COLUMN):
+        rows = rows.select_columns(column)  # no other is decoded
+    # Row by row it takes 50 times as long.
+    values = itertools.chain.from_iterable(batch[column] for batch in rows.iter(10_000))
+    places = ((f"{name}, row {n}", {column: value}) for n, value in enumerate(values))
     yield from number_documents(read_column(places, column), separator == "blank_line")
 
 
@@ -1490,12 +1449,13 @@ def number_documents(batches, separated):
     """Number the documents of arrays of texts: yields batches as of a Source.
 
     Args:
+        batches: arrays of large_string.
         separated: an empty text ends a document, not each text.
     """
     number = 0
     for texts in batches:
         filled = pa.compute.binary_length(texts).to_numpy() > 0  # (texts,)
-        ends = ~filled if separated else np.ones_like(filled)
+        ends = ~(filled & separated)
         documents = number + np.cumsum(ends) - ends
         number += ends.sum()
         yield texts.filter(pa.array(filled)), documents[filled]
@@ -1504,26 +1464,18 @@ def number_documents(batches, separated):
 def read_trimmed(path):
     """Read the lines of plain text: yields arrays of them without the white space around them."""
     # Without a Python object for each line, which would take most of the time.
-    for _, raw in read_chunks(path):
-        raw = raw.removesuffix(b"\n")
-        starts = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1
-        offsets = pa.py_buffer(np.concatenate([[0], starts, [len(raw)]]))
-        lines = pa.LargeStringArray.from_buffers(len(starts) + 1, offsets, pa.py_buffer(raw))
-        yield pa.compute.utf8_trim_whitespace(lines)  # line ends, too
+    for _, text in read_chunks(path):
+        lines = pa.compute.split_pattern(pa.array([text], pa.large_string()), "\n")
+        yield pa.compute.utf8_trim_whitespace(lines.values)  # line ends, too
 
 
 def has_blank_lines(path):
     """Whether a blank line stands between two lines of text."""
-    lines = filled = 0
-    first = None
-    for texts in read_trimmed(path):
-        places = lines + np.flatnonzero(pa.compute.binary_length(texts).to_numpy())
-        if len(places):
-            first = places[0] if first is None else first
-            filled += len(places)
-            if places[-1] - first >= filled:
-                return True
-        lines += len(texts)
+    filled = b""  # a byte a line
+    for lines in read_trimmed(path):
+        filled += (pa.compute.binary_length(lines).to_numpy() > 0).tobytes()
+        if b"\0" in filled.strip(b"\0"):
+            return True
     return False
 
 
@@ -1535,28 +1487,45 @@ def read_column(rows, column):
         column: which of its values is the text; None is an empty one.
     """
     while batch := list(itertools.islice(rows, 10_000)):
-        yield pa.array([text_of(row, column, place).strip() for place, row in batch],
+        yield pa.array([text_of(row, column, place, NAME_THE_COLUMN) for place, row in batch],
                        pa.large_string())
 
 
-def text_of(row, column, place):
-    """Take the text out of a row of a table.
+def text_of(row, column, place, advice):
+    """Take the text out of a row of a table, without the white space around it; None is empty.
 
     InputError where the row is at fault, or has something else there.
+
+    Args:
+        row: dict, or the InputError of a faulty one.
+        column: which of its values is the text.
+        place: of the row.
+        advice: what to do, where it has none there.
     """
     if isinstance(row, InputError):
         raise row
-    text = row.get(column)
-    if column not in row:
-        fault = f"the columns are {', '.join(map(str, row))}"
-    elif not isinstance(text, str | None):
-        fault = f"found {str(text)[:40]!r}"
-    elif re.search("[\ud800-\udfff]", text or ""):
-        fault = "found half a character (a lone surrogate, such as a cut-off emoji leaves)"
-    else:
-        return text or ""
-    raise InputError(f"{place}: expected text in column {column!r}; {fault}. Name the column that "
-                     "holds the text with --text_column_name.")
+    text = row.get(column, row)
+    if not isinstance(text, str | None):
+        raise InputError(f"{place}: expected text in column {column!r}; found {str(text)[:40]!r}; "
+                         f"the columns are {', '.join(map(str, row))}. {advice}")
+    if re.search("[\ud800-\udfff]", text or ""):
+        raise InputError(f"{place}: half a character stands in column {column!r} (a lone surrogate, "
+                         f"such as a cut-off emoji leaves): {text[:60]!r}. Take it out.")
+    return (text or "").strip()
+
+
+def draw_rows(total, which, percent, least=1):
+    """Say which of so many rows, or documents, a part is made of, by number alone: bool, (total,).
+
+    Args:
+        total: how many there are.
+        which, percent: as of choose_parts.
+        least: that are drawn at least, and left at least, if there are so many.
+    """
+    share = max(0, min(max(least, round(total * percent / 100)), total - least))
+    drawn = np.zeros(total, dtype=bool)
+    drawn[np.random.default_rng(0).permutation(total)[:share]] = True
+    return {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[which]
 
 
 def write_texts(source, path):
@@ -1567,11 +1536,11 @@ def write_texts(source, path):
     schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
     rows = 0
     with written_aside(path) as aside:
-        with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for texts, documents in tqdm(source.read(), desc="Reading", unit=" batches",
-                                         disable=None, leave=False):
-                writer.write_batch(pa.record_batch({"text": texts, "document": documents}, schema))
-                rows += len(texts)
+        with pa.ipc.new_stream(str(aside), schema) as writer:
+            for columns in tqdm(source.read(), desc="Reading", unit=" batches", disable=None,
+                                leave=False):
+                writer.write_batch(pa.record_batch([*columns], schema))
+                rows += len(columns[0])
         if not rows:
             raise InputError(f"{source.name}: there is no text in it, at most white space. "
                              "Expected UTF-8 text, a paragraph a line, or a table with a column "
@@ -1579,8 +1548,9 @@ def write_texts(source, path):
 
 
 # ==== utils/tokenizing.py, whole (to change it, change it there; `make fix` copies it) ====
-# Token ids of many texts, as one flat array with offsets, kept in the cache by content.
+# Token ids of many texts, as lists over one flat array, kept in the cache by content.
 
+IDS = pa.large_list(pa.int32())
 AWKWARD = (
     "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
     "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
@@ -1595,111 +1565,75 @@ AWKWARD = (
 )
 
 
-class FlatTokenizer:
-    """Turn many texts into one flat array of token ids with offsets, without special tokens.
+@functools.cache  # once in each process: fast libraries do not pickle
+def load_fast(library, tokenizer):
+    """Load the model's own tokenizer into a fast library."""
+    fast = importlib.import_module(library).Tokenizer
+    return fast.from_json(tokenizer.backend_tokenizer.to_str())
 
-    Encodes with nanotoken (WordPiece) or gigatoken (BPE) where one is installed, takes the
-    tokenizer, and agrees with the model's own tokenizer on every text it is held against; else with
-    `tokenizers`; else as transformers does. `name` says which. Can be pickled.
+
+def encode_with_nanotoken(tokenizer, texts):
+    rows = load_fast("nanotoken", tokenizer).encode_batch(texts, add_special_tokens=False)
+    return pa.LargeListArray.from_arrays(rows.offsets, rows.ids.astype(np.int32))
+
+
+def encode_with_gigatoken(tokenizer, texts):
+    rows = load_fast("gigatoken", tokenizer).encode_batch(texts)
+    awkward = importlib.import_module("awkward")  # comes with it
+    return awkward.to_arrow(rows, extensionarray=False).cast(IDS)
+
+
+def encode_with_tokenizers(tokenizer, texts):
+    rows = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return pa.array([row.ids for row in rows], IDS)
+
+
+def encode_with_transformers(tokenizer, texts):
+    return pa.array(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], IDS)
+
+
+# Each turns a list of texts into lists of ids, without special tokens.
+ENCODERS = {"nanotoken": encode_with_nanotoken, "gigatoken": encode_with_gigatoken,
+            "tokenizers": encode_with_tokenizers, "transformers": encode_with_transformers}
+
+
+def choose_encoder(tokenizer, samples, say):
+    """Find the fastest library that is installed, and agrees with the model's own tokenizer.
+
+    Those are nanotoken (WordPiece) and gigatoken (BPE); else `tokenizers`; else transformers itself.
 
     Args:
-        tokenizer: the model's own tokenizer, of transformers.
-        samples: texts to hold a fast library against, besides a fixed set of awkward ones.
-        log: called with one line where a fast library is passed over.
+        tokenizer: the model's own, of transformers.
+        samples: texts to hold a library against, besides a fixed set of awkward ones.
+        say: called with one line where a fast library is passed over.
+
+    Returns:
+        A name in ENCODERS.
     """
-
-    def __init__(self, tokenizer, samples, log):
-        self.tokenizer = tokenizer
-        texts = [*AWKWARD, *samples]
-        # Where fast libraries stumble: also inside a word.
-        for added in tokenizer.added_tokens_decoder.values():
-            texts += [added.content, f"a{added.content}b", f"a {added.content} "
-                      f"{added.content.upper()} b"]
-        expected = with_transformers(tokenizer)(texts)
-        for self.name, make_encoder in ENCODERS.items():
-            try:
-                self.encode = make_encoder(tokenizer)
-                if all(map(np.array_equal, self.encode(texts), expected)):
-                    return
-                log(f"{self.name} is not used: its ids differ from those of the model's own "
-                    "tokenizer")
-            except ImportError:
-                pass  # optional
-            # Whatever a young library stumbles over: the next one is tried.
-            except (Exception) as error:
-                log(f"{self.name} is not used: {type(error).__name__}: {str(error)[:100]}")
-
-    def __getstate__(self):
-        # Made anew in each data worker: the fast libraries do not pickle.
-        return self.__dict__ | {"encode": None}
-
-    def __call__(self, texts):
-        """Tokenize a list of texts: int32 ids (tokens,), int64 offsets (texts + 1,) into them."""
-        if self.encode is None:  # in a data worker, which leaves Ctrl-C to the main process
-            ignore_interrupts()
-            self.encode = ENCODERS[self.name](self.tokenizer)
-        return self.encode(texts)
+    texts = [*AWKWARD, *samples]
+    # Where fast libraries stumble: also inside a word.
+    for added in tokenizer.added_tokens_decoder.values():
+        word = added.content
+        texts += [word, f"a{word}b", f"a {word} {word.upper()} b"]
+    expected = encode_with_transformers(tokenizer, texts)
+    for library, encode in ENCODERS.items():
+        try:
+            if encode(tokenizer, texts).equals(expected):
+                break
+            say(f"{library} is not used: its ids differ from those of the model's own tokenizer")
+        except ImportError:
+            pass  # optional
+        except Exception as error:  # whatever a young library stumbles over: the next one is tried
+            say(f"{library} is not used: {type(error).__name__}: {str(error)[:100]}")
+    return library
 
 
-def flatten(rows):
-    """Put lists of ids one after the other: int32 ids (tokens,) and int64 offsets (rows + 1,)."""
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    return np.fromiter(itertools.chain.from_iterable(rows), np.int32, offsets[-1]), offsets
-
-
-def with_nanotoken(tokenizer):
-    import nanotoken
-
-    fast = nanotoken.Tokenizer.from_json(tokenizer.backend_tokenizer.to_str())
-
-    def encode(texts):
-        rows = fast.encode_batch(texts, add_special_tokens=False)
-        return rows.ids.astype(np.int32), rows.offsets
-
-    return encode
-
-
-def with_gigatoken(tokenizer):
-    import awkward
-    import gigatoken
-
-    fast = gigatoken.Tokenizer.from_json(tokenizer.backend_tokenizer.to_str())
-
-    def encode(texts):
-        rows = fast.encode_batch(texts)
-        ids = awkward.to_numpy(awkward.flatten(rows)).astype(np.int32)
-        return ids, np.cumsum([0, *awkward.num(rows)])
-
-    return encode
-
-
-def with_tokenizers(tokenizer):
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_truncation()  # settings that other uses of the tokenizer leave behind
-    backend.no_padding()
-
-    def encode(texts):
-        rows = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return flatten([row.ids for row in rows])
-
-    return encode
-
-
-def with_transformers(tokenizer):
-    return lambda texts: flatten(tokenizer(texts, add_special_tokens=False,
-                                           verbose=False)["input_ids"])
-
-
-# Each makes of a tokenizer what FlatTokenizer calls; the first that agrees is taken.
-ENCODERS = {"nanotoken": with_nanotoken, "gigatoken": with_gigatoken, "tokenizers": with_tokenizers,
-            "transformers": with_transformers}
-
-
-def tokenize_batch(table, tokenizer):
+def tokenize_batch(table, tokenizer, library):
     """Tokenize `text` of an Arrow table: `ids`, lists of int32 over one flat array."""
-    ids, offsets = tokenizer(table["text"].to_pylist())
-    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids),
-                     "document": table["document"]})
+    if multiprocess.parent_process():  # in a data worker, which leaves Ctrl-C to the main process
+        ignore_interrupts()
+    ids = ENCODERS[library](tokenizer, table["text"].to_pylist())
+    return pa.table({"ids": ids, "document": table["document"]})
 
 
 def hash_of(*settings):
@@ -1717,21 +1651,20 @@ def rows_at_once(rows):
     return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
 
 
-def tokenize_source(source, tokenizer, args):
+def tokenize_source(source, tokenizer, args, say):
     """Turn the text of a Source into token ids, kept in the cache by content.
 
-    Special tokens are not among them.
-
     Args:
+        source: where the text comes from.
         tokenizer: the model's own.
         args: Namespace of the flags.
+        say: called with lines for the user, on what the text is like.
 
     Returns:
-        (texts, tokens): a Dataset of `text` and `document`, and one of `ids` (int32 lists) and
-        `document`, a row for each text, both in the Arrow format. The fingerprint of the second
-        tells apart other contents and vocabularies.
+        Dataset of `ids` (int32 lists, without special tokens) and `document`, a row for each text,
+        in the Arrow format. Its fingerprint tells apart other contents and vocabularies.
     """
-    vocabulary = (repr(tokenizer), tokenizer.get_vocab())
+    vocabulary = repr(tokenizer), tokenizer.get_vocab()
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()
     key = hash_of(source.key, vocabulary)
@@ -1747,22 +1680,22 @@ def tokenize_source(source, tokenizer, args):
         tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once,
                            remove_columns=["text"], fn_kwargs={"tokenizer": flat_tokenizer},
                            num_proc=args.preprocessing_num_workers, new_fingerprint=key,
-                           load_from_cache_file=not is_overwritten(args), desc="Tokenizing "
-                           f"({flat_tokenizer.name})")
-    return texts, tokens
+                           load_from_cache_file=not is_overwritten(args),
+                           desc=f"Tokenizing ({library})")
+    ids = tokens[: len(first)]["ids"].combine_chunks().flatten().to_numpy()
+    describe_texts(first, ids, tokenizer.unk_token_id, say)
+    return tokens
 
 
-def describe_texts(texts, tokens, unknown_id, say):
+def describe_texts(texts, ids, unknown_id, say):
     """Say what the first texts of a split are like, and what looks wrong with them.
 
     Args:
-        texts, tokens: as of tokenize_source.
+        texts: list of strings.
+        ids: all their token ids, int32 array of shape (tokens,).
         unknown_id: of [UNK], or None.
         say: called with lines for the user.
     """
-    number = min(10_000, rows_at_once(texts))
-    texts = texts[:number]["text"].to_pylist()
-    ids = tokens[:number]["ids"].combine_chunks().flatten().to_numpy()
     repeated = 1 - len({*texts}) / len(texts)
     pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))

@@ -1920,15 +1920,15 @@ def find_files(patterns, flag):
     """
     files = []
     for pattern in patterns:
-        matches = ([pattern] if os.path.exists(pattern)
-                   else sorted(glob.glob(pattern, recursive=True)))
-        matches = [path for path in matches if not os.path.isdir(path)]
-        if not matches:
+        # A file may have that very name, with the signs of a glob in it.
+        paths = glob.glob(glob.escape(pattern)) or sorted(glob.glob(pattern, recursive=True))
+        paths = [path for path in paths if not os.path.isdir(path)]
+        if not paths:
             fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
                      else "there is no such file")
             raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, "
                              "or a glob like *.txt")
-        files += matches
+        files += paths
     return files
 
 
@@ -1939,21 +1939,22 @@ def ending_of(path):
 
 def open_bytes(path):
     """Open a file, also .gz, to read its bytes."""
-    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+    opened = gzip.open if path.lower().endswith(".gz") else open
+    return opened(path, "rb")
 
 
 def read_chunks(path):
-    """Read a UTF-8 file in pieces of whole lines: yields (number of the first, bytes).
+    """Read a UTF-8 file, also .gz, in pieces of a few MB: yields (number of its first line, text).
 
-    Also .gz. Numbers count from 1. A byte order mark is taken off. InputError names the line and
-    the byte that is not UTF-8.
+    A piece is whole lines, without the end of the last one. Numbers count from 1. A byte order mark
+    is taken off. InputError names the line and the byte that is not UTF-8.
     """
     number = 1
     try:
         with open_bytes(path) as file:
             while raw := file.read(1 << 22) + file.readline():
-                raw.decode("utf-8")  # only to check it
-                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                text = raw.decode("utf-8").removesuffix("\n")
+                yield number, text.removeprefix("\ufeff") if number == 1 else text
                 number += raw.count(b"\n")
     except UnicodeDecodeError as error:
         line = number + raw.count(b"\n", 0, error.start)
@@ -1968,15 +1969,16 @@ def read_chunks(path):
 
 def read_lines(path):
     """Read a UTF-8 file in batches of lines: yields (number of the first, from 1, lines)."""
-    for number, raw in read_chunks(path):
-        yield (number, [line.removesuffix("\r") for line
-                        in raw.removesuffix(b"\n").decode("utf-8").split("\n")])
+    for number, text in read_chunks(path):
+        yield number, [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def parse_json(text, path, line=None):
     """Parse JSON: the value, or the InputError for what is none.
 
     Args:
+        text: JSON.
+        path: of the file that it is from.
         line: number of that line, where the text is one.
     """
     try:
@@ -1991,22 +1993,18 @@ def parse_json(text, path, line=None):
 def read_json(path):
     """Read objects out of .jsonl and .json: yields (place, object).
 
-    A .json file is a list, an object with a list under `data`, or lines.
-
-    In place of a row that is no JSON, or no object, stands the InputError that says so.
+    A .json file is a list, an object with a list under `data`, or lines. In place of a row that is
+    no JSON, or no object, stands the InputError that says so.
     """
-    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first)
-             if line.strip())
-    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines)
+    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines if line.strip())
     if ending_of(path) == ".json":
-        text = "\n".join(line for _, batch in read_lines(path) for line in batch)
-        whole = parse_json(text, path)
+        whole = parse_json("\n".join(text for _, text in read_chunks(path)), path)
         if not isinstance(whole, InputError):
-            whole = whole.get("data", [whole]) if isinstance(whole, dict) else whole
+            whole = whole.get("data", whole) if isinstance(whole, dict) else whole
             whole = whole if isinstance(whole, list) else [whole]
             rows = ((f"{path}, entry {n}", row) for n, row in enumerate(whole, 1))
-        # Otherwise it has one object a line, and is read as such.
-        elif "not JSON: Extra data" not in str(whole):
+        elif "not JSON: Extra data" not in str(whole):  # else it has one object a line
             raise whole
     for place, row in rows:
         if not isinstance(row, dict | InputError):
@@ -2047,19 +2045,19 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
     parts = {split: (source, ("all", 0)) for split, source in sources.items()}
     percent = args.validation_split_percentage
     if "train" in sources and "validation" not in sources and percent:
-        parts["train"] = (sources["train"], ("rest", percent))
-        parts["validation"] = (sources["train"], ("drawn", percent))
-    needed = {"train": args.do_train, "test": args.do_predict, "validation": args.do_eval
-              and not args.do_train}
-    for split, is_needed in needed.items():
+        parts["train"] = sources["train"], ("rest", percent)
+        parts["validation"] = sources["train"], ("drawn", percent)
+    evaluates = args.do_eval and not args.do_train  # a training run can go without
+    for flag, split, is_needed in (("do_train", "train", args.do_train),
+                                   ("do_eval", "validation", evaluates),
+                                   ("do_predict", "test", args.do_predict)):
         if is_needed and split in splits and split not in parts:
-            flag = {"train": "do_train", "test": "do_predict", "validation": "do_eval"}[split]
             raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a "
                              f"split named {split}")
     if not args.do_train:
         parts.pop("train", None)
-    if not (args.do_train or args.do_eval):
-        parts.pop("validation", None)
+        if not args.do_eval:
+            parts.pop("validation", None)
     if not parts:
         raise InputError("there are no data to prepare: give --train_file, --validation_file or "
                          "--dataset_name")

@@ -43,6 +43,13 @@ def chance_of(hits, number):
 
 
 @torch.no_grad()
+def sentence_of_b(collator, number):
+    """Number of the sentence that is B in a pair of the first epoch, drawn as the collator draws it."""
+    start, middle, _, label = collator.plan(0)[number].tolist()
+    drawn = collator.documents.draw_others(start, run_nsp.rng_of(2, collator.seed, 0, number))
+    return int(drawn) if label else middle
+
+
 def judge_pairs(model, collator):
     """Judge each pair of a collator: bool arrays of hits and of labels that are 1, and the number of B's sentence."""
     hits, labels, others = [], [], []
@@ -52,7 +59,7 @@ def judge_pairs(model, collator):
         verdicts = run_nsp.score_pairs(model, batch).argmax(dim=-1)
         hits += (verdicts == batch["next_sentence_label"]).tolist()
         labels += batch["next_sentence_label"].bool().tolist()
-        others += [collator.pair(number)[3] for number in numbers]
+        others += [sentence_of_b(collator, number) for number in numbers]
     return np.array(hits), np.array(labels), np.array(others)
 
 

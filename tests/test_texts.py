@@ -108,7 +108,7 @@ def test_a_data_set_is_found_in_a_folder(folder):
     assert documents_of(sources["auto"]["train"].read()) == [["a"], ["b"], ["c"]]
     assert documents_of(sources["blank_line"]["train"].read()) == [["a", "b"], ["c"]]
     assert documents_of(sources["auto"]["validation"].read()) == [["d"]]
-    with pytest.raises(InputError, match="^--dataset_name set, split train, row 0: .*'title'; the columns are text, n"):
+    with pytest.raises(InputError, match="^--dataset_name set, split train: .*'title'.*'text', 'n'.*_column_name"):
         list(sources_of(column="title", splits=["train"], dataset_name="set")["train"].read())
 
 

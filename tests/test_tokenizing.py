@@ -10,7 +10,6 @@ import shutil
 import sys
 import types
 from argparse import Namespace
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from utils.errors import InputError
 from utils.pairs import Documents, split_sentences
 from utils.texts import Source, find_sources
-from utils.tokenizing import AWKWARD, ENCODERS, FlatTokenizer, describe_texts, hash_of, is_overwritten, tokenize_source
+from utils.tokenizing import AWKWARD, ENCODERS, IDS, choose_encoder, hash_of, is_overwritten, tokenize_source
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
 TRAINING = {"special_tokens": list(SPECIAL.values()), "show_progress": False}
@@ -72,11 +71,15 @@ def ids_of(tokenizer, texts):
     return [tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"] for text in texts]
 
 
-def split(flat):
-    ids, offsets = flat
-    assert ids.dtype == np.int32 and offsets.dtype == np.int64 and ids.ndim == offsets.ndim == 1
-    assert offsets[0] == 0 and offsets[-1] == len(ids)
-    return [ids[start:end].tolist() for start, end in pairwise(offsets)]
+def encode(tokenizer, texts, samples=()):
+    """Rows of ids as the library finds them that is chosen for the tokenizer."""
+    library = choose_encoder(tokenizer, [*samples], lambda line: None)
+    return rows_of(ENCODERS[library](tokenizer, texts))
+
+
+def rows_of(lists):
+    assert lists.type == IDS == pa.large_list(pa.int32())
+    return lists.to_pylist()
 
 
 def random_texts(count):
@@ -100,44 +103,40 @@ def random_texts(count):
 def test_the_ids_are_those_of_the_models_own_tokenizer(own, prose, kind, texts):
     texts = {"prose": prose[300:500], "awkward": [*AWKWARD], "random": random_texts(3000)}[texts]
     tokenizer = own(kind)
-    found = split(FlatTokenizer(tokenizer, prose[:20], lambda line: None)(texts))
+    found = encode(tokenizer, texts, prose[:20])
     assert found == ids_of(tokenizer, texts) and sum(map(len, found)) > 50
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_text_gives_no_ids(own, kind):
-    assert split(FlatTokenizer(own(kind), [], lambda line: None)([""])) == [[]]
+    assert encode(own(kind), [""]) == [[]]
 
 
 @pytest.mark.parametrize("kind", KINDS[:4])
 def test_no_texts_give_no_ids(own, kind):
-    assert split(FlatTokenizer(own(kind), [], lambda line: None)([])) == []
+    assert encode(own(kind), []) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("before", [False, True])
-def test_cutting_and_padding_elsewhere_change_no_ids(own, kind, before):
+def test_cutting_and_padding_before_change_no_ids(own, kind):
     tokenizer = own(kind)
     expected = ids_of(tokenizer, TEXTS)
-    flat = FlatTokenizer(tokenizer, [], lambda line: None)
-    if before:
-        flat(["a"])
     tokenizer("many more tokens than four", truncation=True, max_length=4)  # the library keeps both as its state
     tokenizer("a", padding="max_length", max_length=9)
     tokenizer("many more tokens than four", padding="max_length", truncation=True, max_length=4)
-    assert split(flat(TEXTS)) == expected
-    assert split(pickle.loads(pickle.dumps(flat))(TEXTS)) == expected
+    assert encode(tokenizer, TEXTS) == expected
+    assert encode(pickle.loads(pickle.dumps(tokenizer)), TEXTS) == expected
 
 
 # ---------------------------------------------------------------- which library
 
 
 def engine(tokenizer, samples=()):
-    """(name, lines of the log) of a FlatTokenizer, after a look at its ids."""
+    """(name, lines of the log) of the library that is chosen, after a look at its ids."""
     lines = []
-    flat = FlatTokenizer(tokenizer, list(samples), lines.append)
-    assert split(flat(TEXTS)) == ids_of(tokenizer, TEXTS)
-    return flat.name, lines
+    library = choose_encoder(tokenizer, [*samples], lines.append)
+    assert rows_of(ENCODERS[library](tokenizer, TEXTS)) == ids_of(tokenizer, TEXTS)
+    return library, lines
 
 
 def has(name):
@@ -257,43 +256,31 @@ def test_a_library_that_stumbles_is_passed_over_with_its_message(own, only, monk
 # ---------------------------------------------------------------- in data workers
 
 
+def encode_batch(batch, tokenizer, library):
+    return {"ids": rows_of(ENCODERS[library](tokenizer, batch["text"]))}
+
+
+def encoded_by_two(tokenizer, texts, batch_size):
+    """Rows of ids as two processes of map find them."""
+    library = choose_encoder(tokenizer, [], lambda line: None)
+    settings = {"tokenizer": tokenizer, "library": library}
+    rows = Dataset.from_dict({"text": texts})
+    return rows.map(encode_batch, batched=True, batch_size=batch_size, num_proc=2, fn_kwargs=settings)["ids"][:]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("used", [False, True])
-def test_it_can_be_pickled_before_and_after_use(own, kind, used):
-    tokenizer = own(kind)
-    flat = FlatTokenizer(tokenizer, [], lambda line: None)
-    if used:
-        flat(["a"])
-    again = pickle.loads(pickle.dumps(flat))
-    assert again.name == flat.name
-    assert split(again(TEXTS)) == split(flat(TEXTS)) == ids_of(tokenizer, TEXTS)
-
-
-def encode(batch, tokenizer):
-    return {"ids": split(tokenizer(batch["text"]))}
-
-
-@pytest.mark.parametrize("kind", KINDS[:4])
 def test_it_works_in_the_processes_of_map(own, prose, kind):
     tokenizer = own(kind)
-    flat = FlatTokenizer(tokenizer, [], lambda line: None)
-    flat(["a"])
-    texts = Dataset.from_dict({"text": prose[:60]})
-    rows = texts.map(encode, batched=True, batch_size=7, num_proc=2, fn_kwargs={"tokenizer": flat})
-    assert rows["ids"][:] == ids_of(tokenizer, prose[:60])
+    assert encoded_by_two(tokenizer, prose[:60], 7) == ids_of(tokenizer, prose[:60])
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_it_works_in_forked_processes_after_large_batches(own, prose, kind):
     """A library that starts threads of its own can find them gone in a fork, and wait for them forever."""
     tokenizer = own(kind)
-    flat = FlatTokenizer(tokenizer, [], lambda line: None)
     texts = prose[:300] * 10  # enough for several threads
-    flat(texts)
-    rows = Dataset.from_dict({"text": texts}).map(
-        encode, batched=True, batch_size=1500, num_proc=2, fn_kwargs={"tokenizer": flat}
-    )
-    assert rows["ids"][:] == ids_of(tokenizer, texts)
+    encode(tokenizer, texts)
+    assert encoded_by_two(tokenizer, texts, 1500) == ids_of(tokenizer, texts)
 
 
 def test_the_encoders_are_tried_from_the_fastest_to_the_one_that_takes_any_tokenizer():
@@ -341,9 +328,8 @@ def settings(num_proc=None, overwrite=False):
 
 def tokenized(source, tokenizer, num_proc=None, overwrite=False):
     """Rows of tokenize_source, each (ids, document), and the fingerprint of the content."""
-    texts, tokens = tokenize_source(source, tokenizer, settings(num_proc, overwrite))
-    assert {*texts.column_names} == {"text", "document"} and {*tokens.column_names} == {"ids", "document"}
-    assert texts.data["document"].to_pylist() == tokens.data["document"].to_pylist()
+    tokens = tokenize_source(source, tokenizer, settings(num_proc, overwrite), lambda line: None)
+    assert {*tokens.column_names} == {"ids", "document"}
     assert tokens.data.schema.field("ids").type.value_type == pa.int32()
     ids = [row.tolist() for row in tokens.with_format("numpy")["ids"]]
     return list(zip(ids, tokens.data["document"].to_pylist(), strict=True)), tokens._fingerprint
@@ -437,7 +423,7 @@ def test_two_processes_make_the_same_rows_in_the_same_order(folder, tokenizer, p
     assert rows == expected_of(tokenizer, texts, numbers)
     files = kept()
     assert tokenized(source, tokenizer, num_proc=2)[0] == rows and len(reads) == 1 and kept() == files
-    _, tokens = tokenize_source(source, tokenizer, settings(num_proc=2))
+    tokens = tokenize_source(source, tokenizer, settings(num_proc=2), lambda line: None)
     assert len(tokens.data["ids"].chunks) > 1  # a file of each process, out of which sentences are found
     documents = Documents(tokens)
     expected = [[ids for ids, number in rows if number == n] for n in range(33)]  # the 34th has two
@@ -459,7 +445,7 @@ def test_a_source_without_text_ends_with_its_own_message(folder, tokenizer):
     source = from_file("blank.txt")
     for given in (source, split_sentences(source, "en")):
         with pytest.raises(InputError, match="^blank.txt: there is no text in it"):
-            tokenize_source(given, tokenizer, settings())
+            tokenize_source(given, tokenizer, settings(), lambda line: None)
     assert not kept()  # nothing that would be found again
 
 
@@ -469,15 +455,16 @@ def test_a_key_tells_settings_apart_in_their_order():
     assert hash_of("text", 126, [2, 3], ("drawn", 10.0)) == hash_of("text", 126, [2, 3], ("drawn", 10.0))
 
 
-# ---------------------------------------------------------------- describe_texts
+# ---------------------------------------------------------------- what is said of texts
 
 
 def described(folder, tokenizer, texts):
-    """What describe_texts says of texts: the numbers of its line, in its order, and the warnings."""
+    """What is said of texts: a line of numbers, and the warnings."""
     source, _ = source_of((texts, range(len(texts))))
     said = []
-    describe_texts(*tokenize_source(source, tokenizer, settings(overwrite=True)), tokenizer.unk_token_id, said.append)
-    return said[0], said[1:]
+    tokenize_source(source, tokenizer, settings(overwrite=True), said.append)
+    [at] = [n for n, line in enumerate(said) if line.startswith("Text ")]
+    return said[at], said[at + 1 :]
 
 
 def test_repeated_lines_unknown_words_and_tokens_a_word_are_counted(folder, tokenizer):

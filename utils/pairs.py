@@ -14,8 +14,8 @@ from utils.arguments import add_flags, number
 from utils.batches import pad
 from utils.errors import InputError
 from utils.splits import choose_parts
-from utils.texts import find_sources
-from utils.tokenizing import describe_texts, tokenize_source
+from utils.texts import draw_rows, find_sources
+from utils.tokenizing import tokenize_source
 
 
 def add_pair_flags(group):
@@ -60,60 +60,50 @@ class Documents:
     def __init__(self, table, part=("all", 0), sentences_per_document=None):
         self.table = table
         lengths = pa.compute.list_value_length(table.data["ids"]).to_numpy()  # (rows,)
-        rows = np.flatnonzero(lengths > 0)
-        numbers = table.data["document"].to_numpy()[rows]  # of documents
-        begins = np.diff(numbers, prepend=-1) != 0
+        rows = np.flatnonzero(lengths)
+        begins = np.diff(table.data["document"].to_numpy()[rows], prepend=-1) != 0
+        document = np.cumsum(begins) - 1  # of each row, from 0 without gaps
         if sentences_per_document:
-            document = np.cumsum(begins) - 1
             place = np.arange(len(rows)) - np.flatnonzero(begins)[document]  # in its document
             # A rest of one stays with the others.
             alone = (place > 0) & (place + 1 == np.bincount(document)[document])
-            begins = (place % sentences_per_document == 0) & ~alone
-        numbers = np.cumsum(begins) - 1  # from 0, without gaps
-        sentences = np.bincount(numbers, minlength=int(begins.sum()))  # of each document
-        usable = np.flatnonzero(sentences > 1)
-        share = round(len(usable) * part[1] / 100)
-        # Two at least in each, if there are four.
-        share = max(0, min(max(2, share), len(usable) - 2))
-        drawn = usable[np.random.default_rng(0).permutation(len(usable))[:share]]
-        wanted = np.zeros(len(sentences), dtype=bool)
-        wanted[{"all": usable, "drawn": drawn, "rest": np.setdiff1d(usable, drawn)}[part[0]]] = True
-        self.single = int((sentences == 1).sum()) if part[0] != "drawn" else 0
-        kept = wanted[numbers]
-        rows, numbers = rows[kept], numbers[kept]
-        self.lengths = lengths[rows].astype(np.int64)
-        self.starts = np.concatenate([np.flatnonzero(np.diff(numbers, prepend=-1)), [len(rows)]])
-        # Where the tokens of a sentence lie: in which piece of the table, and from where on in it.
-        chunks = table.data["ids"].chunks
-        self.piece = np.repeat(np.arange(len(chunks)), list(map(len, chunks)))[rows]
-        self.offset = np.concatenate([chunk.offsets.to_numpy()[:-1] for chunk in chunks])[rows]
-        self.map_pieces()
-
-    def map_pieces(self):
-        # No copies.
-        self.pieces = [chunk.values.to_numpy() for chunk in self.table.data["ids"].chunks]
-
-    def __getstate__(self):
-        return self.__dict__ | {"pieces": None}  # mapped anew in each data worker
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self.map_pieces()
+            document = np.cumsum((place % sentences_per_document == 0) & ~alone) - 1
+        sentences = np.bincount(document)  # of each document
+        self.single = int(np.sum(sentences == 1)) if part[0] != "drawn" else 0
+        wanted = sentences > 1
+        wanted[wanted] = draw_rows(int(wanted.sum()), *part, least=2)
+        self.rows = rows[wanted[document]]  # of the table, (sentences,)
+        self.lengths = lengths[self.rows].astype(np.int64)
+        self.starts = np.cumsum([0, *sentences[wanted]])
 
     def __len__(self):
         return len(self.starts) - 1
 
     def ids(self, start, end):
-        """Token ids of the sentences from `start` up to `end`, one after the other: int64 array."""
-        parts = [self.pieces[piece][offset : offset + length] for piece, offset, length
-                 in zip(self.piece[start:end], self.offset[start:end], self.lengths[start:end],
-                        strict=True)]
-        return np.concatenate(parts or [np.zeros(0)]).astype(np.int64)
+        """Token ids of the sentences of a document from `start` up to `end`: int64, (tokens,)."""
+        if start == end:
+            return np.zeros(0, np.int64)
+        # Rows that are left out between two sentences of a document have no tokens.
+        lists = self.table.data["ids"][self.rows[start] : self.rows[end - 1] + 1]
+        return lists.combine_chunks().flatten().to_numpy().astype(np.int64)
 
     def around(self, sentence):
         """The document of a sentence: (number of its first sentence, number behind its last)."""
         document = np.searchsorted(self.starts, sentence, side="right") - 1
         return self.starts[document], self.starts[document + 1]
+
+    def draw_others(self, sentence, rng, number=None):
+        """Draw sentences of other documents than that of a sentence: their numbers, or one."""
+        first, behind = self.around(sentence)
+        draws = rng.integers(self.starts[-1] - (behind - first), size=number)
+        return draws + (behind - first) * (draws >= first)
+
+
+def rng_of(stream, *numbers):
+    """Make a generator of a stream of its own: masks and order are drawn with these numbers, too."""
+    # A tuple, not a sum: with seed + epoch, seed 1 would repeat in epoch 0 what seed 0 does in
+    # epoch 1.
+    return np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(stream,)))
 
 
 def plan_sentences(documents, seed, epoch):
@@ -125,9 +115,8 @@ def plan_sentences(documents, seed, epoch):
         is to take its place.
     """
     first = np.delete(np.arange(documents.starts[-1]), documents.starts[1:] - 1)
-    # Not that of the order.
-    rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(1,)))
-    return np.stack([first, first + 1, first + 2, rng.integers(2, size=len(first))], axis=1)
+    labels = rng_of(1, seed, epoch).integers(2, size=len(first))
+    return np.stack([first, first + 1, first + 2, labels], axis=1)
 
 
 def truncate_pair(a, b, size, rng=None):
@@ -138,20 +127,12 @@ def truncate_pair(a, b, size, rng=None):
     Source: Devlin et al. 2018, appendix A.2; truncate_seq_pair in
     https://github.com/google-research/bert
     """
-    if len(a) + len(b) <= size:
-        return a, b
-    kept = (min(len(a), max(size - len(b), size - size // 2)),
-            min(len(b), max(size - len(a), size // 2)))
-    fronts = [rng.binomial(len(part) - length, 0.5) if rng else 0 for part, length
-              in zip((a, b), kept, strict=True)]
-    return tuple(part[front : front + length] for part, front, length
-                 in zip((a, b), fronts, kept, strict=True))
-
-
-def join_pair(a, b, edges):
-    """Join the ids of A and B, by those of [CLS] and [SEP]: ids and token types, (seq,)."""
-    cls, sep = edges
-    return np.concatenate([[cls], a, [sep], b, [sep]]), np.repeat([0, 1], [len(a) + 2, len(b) + 1])
+    of_a = min(len(a), max(size - len(b), size - size // 2))
+    shown = []
+    for part, length in (a, of_a), (b, min(len(b), size - of_a)):
+        front = rng.binomial(len(part) - length, 0.5) if rng else 0
+        shown.append(part[front : front + length])
+    return shown
 
 
 class PairCollator:
@@ -188,8 +169,9 @@ class PairCollator:
         """The pairs of an epoch that are taken; kept until another is asked for."""
         if self.planned[0] != epoch:
             plan = self.plan_pairs(epoch)
-            if self.sample is not None and self.sample < len(plan):
-                plan = plan[np.sort(np.random.default_rng(self.seed).permutation(len(plan))[: self.sample])]
+            if self.sample:
+                order = np.random.default_rng(self.seed).permutation(len(plan))
+                plan = plan[np.sort(order[: self.sample])]
             self.planned = epoch, plan
         return self.planned[1]
 
@@ -200,49 +182,41 @@ class PairCollator:
         return self.counts[epoch]
 
     def random_b(self, start, middle, end, rng):
-        """Draw a B out of another document: (number of its first sentence, its ids)."""
-        first, behind = self.documents.around(start)
-        other = int(rng.integers(self.documents.starts[-1] - (behind - first)))
-        other += int(behind - first) * (other >= first)
-        return other, self.documents.ids(other, other + 1)
+        """Draw a B out of another document than that of A and its true B, (start, middle, end)."""
+        other = self.documents.draw_others(start, rng)
+        return self.documents.ids(other, other + 1)
 
     def pair(self, example):
-        """Make a pair: (ids of A, ids of B, label, number of B's first sentence)."""
+        """Make a pair: (ids of A, ids of B, label)."""
         start, middle, end, label = self.plan(self.epoch)[example].tolist()
-        # A tuple, not a sum; and a stream of its own, as the masks and the plan are drawn with
-        # these numbers, too.
-        numbers = (self.seed, self.epoch, example)
-        rng = np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(2,)))
-        other, b = middle, self.documents.ids(middle, end)
+        rng = rng_of(2, self.seed, self.epoch, example)
+        a, b = self.documents.ids(start, middle), self.documents.ids(middle, end)
         if label and not self.swap:
-            other, b = self.random_b(start, middle, end, rng)
-        a, b = truncate_pair(self.documents.ids(start, middle), b, self.size, rng)
-        return (b, a, label, other) if self.swap and label else (a, b, label, other)
-
-    def rows(self, examples):
-        """Make rows, as of join_pair, with their labels, of the examples of these numbers."""
-        pairs = [self.pair(example)[:3] for example in examples]
-        # The last global batch can leave a process without any: it joins, and predicts nothing.
-        nothing = np.zeros(0, np.int64)
-        pairs = pairs or [(nothing, nothing, -100)]
-        return [(*join_pair(a, b, self.edges), label) for a, b, label in pairs]
+            b = self.random_b(start, middle, end, rng)
+        a, b = truncate_pair(a, b, self.size, rng)
+        return (b, a, label) if label and self.swap else (a, b, label)
 
     def __call__(self, examples):
         """Make a batch, as of stack_pairs, of the examples of these numbers; there may be none."""
-        return stack_pairs(self.rows(examples), self.pad_id)
+        pairs = [self.pair(example) for example in examples]
+        # The last global batch can leave a process without any: it joins, and predicts nothing.
+        nothing = self.documents.ids(0, 0)
+        return stack_pairs(pairs or [(nothing, nothing, -100)], self.edges, self.pad_id)
 
 
-def stack_pairs(rows, pad_id):
-    """Put rows of ids (seq,), token types (seq,) and label under each other.
+def stack_pairs(pairs, edges, pad_id):
+    """Put pairs of ids of A, ids of B and label under each other, between those of [CLS] and [SEP].
 
     Returns:
         dict of input_ids, token_type_ids and attention_mask, (batch, seq), and of
         next_sentence_label, (batch,): 0 where B follows A, -100 where nothing is predicted.
     """
-    ids, types, labels = zip(*rows, strict=True)
-    return {"input_ids": pad(ids, pad_id), "token_type_ids": pad(types, 0),
-            "attention_mask": pad([np.ones_like(row) for row in ids], 0),
-            "next_sentence_label": torch.tensor(labels)}
+    cls, sep = edges
+    rows = [np.concatenate([[cls], a, [sep], b, [sep]]) for a, b, _ in pairs]
+    types = [np.repeat([0, 1], [len(a) + 2, len(b) + 1]) for a, b, _ in pairs]
+    return {"input_ids": pad(rows, pad_id), "token_type_ids": pad(types, 0),
+            "attention_mask": pad([np.ones_like(row) for row in rows], 0),
+            "next_sentence_label": torch.tensor([label for _, _, label in pairs])}
 
 
 def split_sentences(source, language):
@@ -254,10 +228,10 @@ def split_sentences(source, language):
 
     def read():
         for texts, documents in source.read():
-            split = [[part for sentence in sentencex.segment(language, text)
-                      if (part := sentence.strip())] for text in texts.to_pylist()]
+            split = [[*filter(None, map(str.strip, sentencex.segment(language, text)))]
+                     for text in texts.to_pylist()]
             yield (pa.array(itertools.chain.from_iterable(split), pa.large_string()),
-                   np.repeat(documents, list(map(len, split))))
+                   np.repeat(documents, [len(sentences) for sentences in split]))
 
     version = importlib.metadata.version("sentencex")  # another may find other sentences
     return source._replace(key=f"{source.key} sentences {language} {version}", read=read)
@@ -295,9 +269,8 @@ def prepare_data(args, tokenizer, splits, say):
     for split, (source, part) in choose_parts(sources, args, splits).items():
         source = source if args.sentence_per_line else split_sentences(source, args.language)
         if source.key not in tokenized:
-            tokenized[source.key] = tokenize_source(source, tokenizer, args)
-            describe_texts(*tokenized[source.key], tokenizer.unk_token_id, say)
-        _, tokens = tokenized[source.key]
+            tokenized[source.key] = tokenize_source(source, tokenizer, args, say)
+        tokens = tokenized[source.key]
         documents = Documents(tokens, part, args.sentences_per_document)
         check_documents(documents, f"{source.name}: its {split} part", part[0] != "all",
                         args.objective)

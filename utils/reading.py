@@ -16,15 +16,15 @@ def find_files(patterns, flag):
     """
     files = []
     for pattern in patterns:
-        matches = ([pattern] if os.path.exists(pattern)
-                   else sorted(glob.glob(pattern, recursive=True)))
-        matches = [path for path in matches if not os.path.isdir(path)]
-        if not matches:
+        # A file may have that very name, with the signs of a glob in it.
+        paths = glob.glob(glob.escape(pattern)) or sorted(glob.glob(pattern, recursive=True))
+        paths = [path for path in paths if not os.path.isdir(path)]
+        if not paths:
             fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
                      else "there is no such file")
             raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, "
                              "or a glob like *.txt")
-        files += matches
+        files += paths
     return files
 
 
@@ -35,21 +35,22 @@ def ending_of(path):
 
 def open_bytes(path):
     """Open a file, also .gz, to read its bytes."""
-    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+    opened = gzip.open if path.lower().endswith(".gz") else open
+    return opened(path, "rb")
 
 
 def read_chunks(path):
-    """Read a UTF-8 file in pieces of whole lines: yields (number of the first, bytes).
+    """Read a UTF-8 file, also .gz, in pieces of a few MB: yields (number of its first line, text).
 
-    Also .gz. Numbers count from 1. A byte order mark is taken off. InputError names the line and
-    the byte that is not UTF-8.
+    A piece is whole lines, without the end of the last one. Numbers count from 1. A byte order mark
+    is taken off. InputError names the line and the byte that is not UTF-8.
     """
     number = 1
     try:
         with open_bytes(path) as file:
             while raw := file.read(1 << 22) + file.readline():
-                raw.decode("utf-8")  # only to check it
-                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                text = raw.decode("utf-8").removesuffix("\n")
+                yield number, text.removeprefix("\ufeff") if number == 1 else text
                 number += raw.count(b"\n")
     except UnicodeDecodeError as error:
         line = number + raw.count(b"\n", 0, error.start)
@@ -64,15 +65,16 @@ def read_chunks(path):
 
 def read_lines(path):
     """Read a UTF-8 file in batches of lines: yields (number of the first, from 1, lines)."""
-    for number, raw in read_chunks(path):
-        yield (number, [line.removesuffix("\r") for line
-                        in raw.removesuffix(b"\n").decode("utf-8").split("\n")])
+    for number, text in read_chunks(path):
+        yield number, [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def parse_json(text, path, line=None):
     """Parse JSON: the value, or the InputError for what is none.
 
     Args:
+        text: JSON.
+        path: of the file that it is from.
         line: number of that line, where the text is one.
     """
     try:
@@ -87,22 +89,18 @@ def parse_json(text, path, line=None):
 def read_json(path):
     """Read objects out of .jsonl and .json: yields (place, object).
 
-    A .json file is a list, an object with a list under `data`, or lines.
-
-    In place of a row that is no JSON, or no object, stands the InputError that says so.
+    A .json file is a list, an object with a list under `data`, or lines. In place of a row that is
+    no JSON, or no object, stands the InputError that says so.
     """
-    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first)
-             if line.strip())
-    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines)
+    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines if line.strip())
     if ending_of(path) == ".json":
-        text = "\n".join(line for _, batch in read_lines(path) for line in batch)
-        whole = parse_json(text, path)
+        whole = parse_json("\n".join(text for _, text in read_chunks(path)), path)
         if not isinstance(whole, InputError):
-            whole = whole.get("data", [whole]) if isinstance(whole, dict) else whole
+            whole = whole.get("data", whole) if isinstance(whole, dict) else whole
             whole = whole if isinstance(whole, list) else [whole]
             rows = ((f"{path}, entry {n}", row) for n, row in enumerate(whole, 1))
-        # Otherwise it has one object a line, and is read as such.
-        elif "not JSON: Extra data" not in str(whole):
+        elif "not JSON: Extra data" not in str(whole):  # else it has one object a line
             raise whole
     for place, row in rows:
         if not isinstance(row, dict | InputError):

@@ -34,19 +34,19 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
     parts = {split: (source, ("all", 0)) for split, source in sources.items()}
     percent = args.validation_split_percentage
     if "train" in sources and "validation" not in sources and percent:
-        parts["train"] = (sources["train"], ("rest", percent))
-        parts["validation"] = (sources["train"], ("drawn", percent))
-    needed = {"train": args.do_train, "test": args.do_predict, "validation": args.do_eval
-              and not args.do_train}
-    for split, is_needed in needed.items():
+        parts["train"] = sources["train"], ("rest", percent)
+        parts["validation"] = sources["train"], ("drawn", percent)
+    evaluates = args.do_eval and not args.do_train  # a training run can go without
+    for flag, split, is_needed in (("do_train", "train", args.do_train),
+                                   ("do_eval", "validation", evaluates),
+                                   ("do_predict", "test", args.do_predict)):
         if is_needed and split in splits and split not in parts:
-            flag = {"train": "do_train", "test": "do_predict", "validation": "do_eval"}[split]
             raise InputError(f"--{flag} has no data: give --{split}_file, or a data set with a "
                              f"split named {split}")
     if not args.do_train:
         parts.pop("train", None)
-    if not (args.do_train or args.do_eval):
-        parts.pop("validation", None)
+        if not args.do_eval:
+            parts.pop("validation", None)
     if not parts:
         raise InputError("there are no data to prepare: give --train_file, --validation_file or "
                          "--dataset_name")

@@ -1,22 +1,19 @@
 """Rows of tables: JSON, CSV and Parquet, each with its place."""
 
 import csv
-import zlib
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from utils.errors import InputError
+from utils.errors import InputError, blame
 from utils.reading import ending_of, open_bytes, read_json, read_lines
 
 
 def read_csv(path):
     """Read .csv or .tsv with a header: yields (place, dict of the row).
 
-    In place of a faulty row stands its InputError.
-
-    A row is at fault that has not the columns of the header. InputError where a quote is never
-    closed.
+    In place of a row that has not the columns of the header stands its InputError. InputError is
+    raised where a quote is never closed.
     """
     csv.field_size_limit(2**31 - 1)
     lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
@@ -28,12 +25,12 @@ def read_csv(path):
                              f"{', '.join(header)}")
         for row in filter(None, rows):
             place = f"{path}, line {rows.line_num}"
-            if len(row) == len(header):
-                yield place, dict(zip(header, row, strict=True))
-            else:
-                yield (place, InputError(f"{place}: expected {len(header)} columns "
-                                         f"({', '.join(header)}), found {len(row)}. Put a value "
-                                         "that holds the separator in double quotes."))
+            values = dict(zip(header, row, strict=False))
+            if len(row) != len(header):
+                values = InputError(f"{place}: expected {len(header)} columns "
+                                    f"({', '.join(header)}), found {len(row)}. Put a value that "
+                                    "holds the separator in double quotes.")
+            yield place, values
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check "
                          "the quotes.") from None
@@ -42,14 +39,12 @@ def read_csv(path):
 def read_parquet(path):
     """Read .parquet: yields (place, dict of the row). InputError where the file is damaged."""
     number = 0
-    try:
-        with open_bytes(path) as file:
-            for batch in pa.parquet.ParquetFile(file).iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
+    with (blame(f"{path}: cannot be read as Parquet", "Was it cut off, or is it of another kind?"),
+          open_bytes(path) as file):
+        for batch in pa.parquet.ParquetFile(file).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
 
 
 TABLES = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv,

@@ -1,19 +1,20 @@
-"""Token ids of many texts, as one flat array with offsets, kept in the cache by content."""
+"""Token ids of many texts, as lists over one flat array, kept in the cache by content."""
 
-import copy
+import functools
 import hashlib
-import itertools
+import importlib
 import os
 from pathlib import Path
 
 import datasets
+import multiprocess
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from utils.signals import InterruptEnds, ignore_interrupts
 from utils.texts import write_texts
 
+IDS = pa.large_list(pa.int32())
 AWKWARD = (
     "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
     "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
@@ -28,111 +29,75 @@ AWKWARD = (
 )
 
 
-class FlatTokenizer:
-    """Turn many texts into one flat array of token ids with offsets, without special tokens.
+@functools.cache  # once in each process: fast libraries do not pickle
+def load_fast(library, tokenizer):
+    """Load the model's own tokenizer into a fast library."""
+    fast = importlib.import_module(library).Tokenizer
+    return fast.from_json(tokenizer.backend_tokenizer.to_str())
 
-    Encodes with nanotoken (WordPiece) or gigatoken (BPE) where one is installed, takes the
-    tokenizer, and agrees with the model's own tokenizer on every text it is held against; else with
-    `tokenizers`; else as transformers does. `name` says which. Can be pickled.
+
+def encode_with_nanotoken(tokenizer, texts):
+    rows = load_fast("nanotoken", tokenizer).encode_batch(texts, add_special_tokens=False)
+    return pa.LargeListArray.from_arrays(rows.offsets, rows.ids.astype(np.int32))
+
+
+def encode_with_gigatoken(tokenizer, texts):
+    rows = load_fast("gigatoken", tokenizer).encode_batch(texts)
+    awkward = importlib.import_module("awkward")  # comes with it
+    return awkward.to_arrow(rows, extensionarray=False).cast(IDS)
+
+
+def encode_with_tokenizers(tokenizer, texts):
+    rows = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return pa.array([row.ids for row in rows], IDS)
+
+
+def encode_with_transformers(tokenizer, texts):
+    return pa.array(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], IDS)
+
+
+# Each turns a list of texts into lists of ids, without special tokens.
+ENCODERS = {"nanotoken": encode_with_nanotoken, "gigatoken": encode_with_gigatoken,
+            "tokenizers": encode_with_tokenizers, "transformers": encode_with_transformers}
+
+
+def choose_encoder(tokenizer, samples, say):
+    """Find the fastest library that is installed, and agrees with the model's own tokenizer.
+
+    Those are nanotoken (WordPiece) and gigatoken (BPE); else `tokenizers`; else transformers itself.
 
     Args:
-        tokenizer: the model's own tokenizer, of transformers.
-        samples: texts to hold a fast library against, besides a fixed set of awkward ones.
-        log: called with one line where a fast library is passed over.
+        tokenizer: the model's own, of transformers.
+        samples: texts to hold a library against, besides a fixed set of awkward ones.
+        say: called with one line where a fast library is passed over.
+
+    Returns:
+        A name in ENCODERS.
     """
-
-    def __init__(self, tokenizer, samples, log):
-        self.tokenizer = tokenizer
-        texts = [*AWKWARD, *samples]
-        # Where fast libraries stumble: also inside a word.
-        for added in tokenizer.added_tokens_decoder.values():
-            texts += [added.content, f"a{added.content}b", f"a {added.content} "
-                      f"{added.content.upper()} b"]
-        expected = with_transformers(tokenizer)(texts)
-        for self.name, make_encoder in ENCODERS.items():
-            try:
-                self.encode = make_encoder(tokenizer)
-                if all(map(np.array_equal, self.encode(texts), expected)):
-                    return
-                log(f"{self.name} is not used: its ids differ from those of the model's own "
-                    "tokenizer")
-            except ImportError:
-                pass  # optional
-            # Whatever a young library stumbles over: the next one is tried.
-            except (Exception) as error:
-                log(f"{self.name} is not used: {type(error).__name__}: {str(error)[:100]}")
-
-    def __getstate__(self):
-        # Made anew in each data worker: the fast libraries do not pickle.
-        return self.__dict__ | {"encode": None}
-
-    def __call__(self, texts):
-        """Tokenize a list of texts: int32 ids (tokens,), int64 offsets (texts + 1,) into them."""
-        if self.encode is None:  # in a data worker, which leaves Ctrl-C to the main process
-            ignore_interrupts()
-            self.encode = ENCODERS[self.name](self.tokenizer)
-        return self.encode(texts)
+    texts = [*AWKWARD, *samples]
+    # Where fast libraries stumble: also inside a word.
+    for added in tokenizer.added_tokens_decoder.values():
+        word = added.content
+        texts += [word, f"a{word}b", f"a {word} {word.upper()} b"]
+    expected = encode_with_transformers(tokenizer, texts)
+    for library, encode in ENCODERS.items():
+        try:
+            if encode(tokenizer, texts).equals(expected):
+                break
+            say(f"{library} is not used: its ids differ from those of the model's own tokenizer")
+        except ImportError:
+            pass  # optional
+        except Exception as error:  # whatever a young library stumbles over: the next one is tried
+            say(f"{library} is not used: {type(error).__name__}: {str(error)[:100]}")
+    return library
 
 
-def flatten(rows):
-    """Put lists of ids one after the other: int32 ids (tokens,) and int64 offsets (rows + 1,)."""
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    return np.fromiter(itertools.chain.from_iterable(rows), np.int32, offsets[-1]), offsets
-
-
-def with_nanotoken(tokenizer):
-    import nanotoken
-
-    fast = nanotoken.Tokenizer.from_json(tokenizer.backend_tokenizer.to_str())
-
-    def encode(texts):
-        rows = fast.encode_batch(texts, add_special_tokens=False)
-        return rows.ids.astype(np.int32), rows.offsets
-
-    return encode
-
-
-def with_gigatoken(tokenizer):
-    import awkward
-    import gigatoken
-
-    fast = gigatoken.Tokenizer.from_json(tokenizer.backend_tokenizer.to_str())
-
-    def encode(texts):
-        rows = fast.encode_batch(texts)
-        ids = awkward.to_numpy(awkward.flatten(rows)).astype(np.int32)
-        return ids, np.cumsum([0, *awkward.num(rows)])
-
-    return encode
-
-
-def with_tokenizers(tokenizer):
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_truncation()  # settings that other uses of the tokenizer leave behind
-    backend.no_padding()
-
-    def encode(texts):
-        rows = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return flatten([row.ids for row in rows])
-
-    return encode
-
-
-def with_transformers(tokenizer):
-    return lambda texts: flatten(tokenizer(texts, add_special_tokens=False,
-                                           verbose=False)["input_ids"])
-
-
-# Each makes of a tokenizer what FlatTokenizer calls; the first that agrees is taken.
-ENCODERS = {"nanotoken": with_nanotoken, "gigatoken": with_gigatoken, "tokenizers": with_tokenizers,
-            "transformers": with_transformers}
-
-
-def tokenize_batch(table, tokenizer):
+def tokenize_batch(table, tokenizer, library):
     """Tokenize `text` of an Arrow table: `ids`, lists of int32 over one flat array."""
-    ids, offsets = tokenizer(table["text"].to_pylist())
-    return pa.table({"ids": pa.LargeListArray.from_arrays(offsets, ids),
-                     "document": table["document"]})
+    if multiprocess.parent_process():  # in a data worker, which leaves Ctrl-C to the main process
+        ignore_interrupts()
+    ids = ENCODERS[library](tokenizer, table["text"].to_pylist())
+    return pa.table({"ids": ids, "document": table["document"]})
 
 
 def hash_of(*settings):
@@ -150,21 +115,20 @@ def rows_at_once(rows):
     return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
 
 
-def tokenize_source(source, tokenizer, args):
+def tokenize_source(source, tokenizer, args, say):
     """Turn the text of a Source into token ids, kept in the cache by content.
 
-    Special tokens are not among them.
-
     Args:
+        source: where the text comes from.
         tokenizer: the model's own.
         args: Namespace of the flags.
+        say: called with lines for the user, on what the text is like.
 
     Returns:
-        (texts, tokens): a Dataset of `text` and `document`, and one of `ids` (int32 lists) and
-        `document`, a row for each text, both in the Arrow format. The fingerprint of the second
-        tells apart other contents and vocabularies.
+        Dataset of `ids` (int32 lists, without special tokens) and `document`, a row for each text,
+        in the Arrow format. Its fingerprint tells apart other contents and vocabularies.
     """
-    vocabulary = (repr(tokenizer), tokenizer.get_vocab())
+    vocabulary = repr(tokenizer), tokenizer.get_vocab()
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()
     key = hash_of(source.key, vocabulary)
@@ -180,22 +144,22 @@ def tokenize_source(source, tokenizer, args):
         tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once,
                            remove_columns=["text"], fn_kwargs={"tokenizer": flat_tokenizer},
                            num_proc=args.preprocessing_num_workers, new_fingerprint=key,
-                           load_from_cache_file=not is_overwritten(args), desc="Tokenizing "
-                           f"({flat_tokenizer.name})")
-    return texts, tokens
+                           load_from_cache_file=not is_overwritten(args),
+                           desc=f"Tokenizing ({library})")
+    ids = tokens[: len(first)]["ids"].combine_chunks().flatten().to_numpy()
+    describe_texts(first, ids, tokenizer.unk_token_id, say)
+    return tokens
 
 
-def describe_texts(texts, tokens, unknown_id, say):
+def describe_texts(texts, ids, unknown_id, say):
     """Say what the first texts of a split are like, and what looks wrong with them.
 
     Args:
-        texts, tokens: as of tokenize_source.
+        texts: list of strings.
+        ids: all their token ids, int32 array of shape (tokens,).
         unknown_id: of [UNK], or None.
         say: called with lines for the user.
     """
-    number = min(10_000, rows_at_once(texts))
-    texts = texts[:number]["text"].to_pylist()
-    ids = tokens[:number]["ids"].combine_chunks().flatten().to_numpy()
     repeated = 1 - len({*texts}) / len(texts)
     pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))
