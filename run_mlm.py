@@ -182,10 +182,9 @@ def prepare_data(args, tokenizer, say):
             seed = args.seed if split == "train" else 0  # every run is scored on the same ones
             order = np.random.default_rng(seed).permutation(len(examples))
             examples = examples.select(np.sort(order[: samples[split]]))
-        kind = "lines of up to" if args.line_by_line else "blocks of"
-        words = f"{len(examples):,} {kind} {size + 2} tokens of {source.name}"
+        words = f"{len(examples):,} {kind} {args.max_seq_length} tokens of {source.name}"
         say(f"{split.capitalize():<11} {words}")
-        if args.line_by_line and np.mean(lengths > size) > 0.1:
+        if args.line_by_line and np.mean(lengths > args.max_seq_length - 2) > 0.1:
             say("  Careful:  many lines are cut off; a larger --max_seq_length, or blocks, would "
                 "use all of them")
         data[split] = examples.with_format("numpy"), words
@@ -1546,12 +1545,12 @@ def tokenize_source(source, tokenizer, args, say):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_texts(source, path)
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
-    at_once = rows_at_once(texts)
-    samples = texts[: min(100, at_once)]["text"].to_pylist()
-    flat_tokenizer = FlatTokenizer(tokenizer, samples, tqdm.write)
+    number = rows_at_once(texts)
+    first = texts[:number]["text"].to_pylist()
+    library = choose_encoder(tokenizer, first[:100], say)
     with InterruptEnds():
-        tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once,
-                           remove_columns=["text"], fn_kwargs={"tokenizer": flat_tokenizer},
+        tokens = texts.map(tokenize_batch, batched=True, batch_size=number, remove_columns=["text"],
+                           fn_kwargs={"tokenizer": tokenizer, "library": library},
                            num_proc=args.preprocessing_num_workers, new_fingerprint=key,
                            load_from_cache_file=not is_overwritten(args),
                            desc=f"Tokenizing ({library})")

@@ -1673,12 +1673,12 @@ def tokenize_source(source, tokenizer, args, say):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_texts(source, path)
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
-    at_once = rows_at_once(texts)
-    samples = texts[: min(100, at_once)]["text"].to_pylist()
-    flat_tokenizer = FlatTokenizer(tokenizer, samples, tqdm.write)
+    number = rows_at_once(texts)
+    first = texts[:number]["text"].to_pylist()
+    library = choose_encoder(tokenizer, first[:100], say)
     with InterruptEnds():
-        tokens = texts.map(tokenize_batch, batched=True, batch_size=at_once,
-                           remove_columns=["text"], fn_kwargs={"tokenizer": flat_tokenizer},
+        tokens = texts.map(tokenize_batch, batched=True, batch_size=number, remove_columns=["text"],
+                           fn_kwargs={"tokenizer": tokenizer, "library": library},
                            num_proc=args.preprocessing_num_workers, new_fingerprint=key,
                            load_from_cache_file=not is_overwritten(args),
                            desc=f"Tokenizing ({library})")
