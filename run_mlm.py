@@ -1273,7 +1273,8 @@ def find_sources(args, splits, separator="auto"):
         if patterns:
             paths = find_files(patterns, f"--{split}_file")
             more = f" and {len(paths) - 1} more files" if paths[1:] else ""
-            sources[split] = Source(os.path.basename(paths[0]) + more, f"{[*map(hash_file, paths)]} {how}",
+            key = f"{[*map(hash_file, paths)]} {how}"
+            sources[split] = Source(os.path.basename(paths[0]) + more, key,
                                     partial(read_files, paths, *how))
         elif split in loaded:
             name = f"--dataset_name {args.dataset_name}, split {split}"
@@ -1343,11 +1344,13 @@ def read_trimmed(path):
 
 def has_blank_lines(path):
     """Whether a blank line stands between two lines of text."""
-    filled = b""  # a byte a line
+    seen = b""  # a byte a line, 1 where there is text, from the first line of text on
     for lines in read_trimmed(path):
-        filled += (pa.compute.binary_length(lines).to_numpy() > 0).tobytes()
-        if b"\0" in filled.strip(b"\0"):
+        filled = pa.compute.binary_length(lines).to_numpy() > 0
+        seen = (seen + filled.tobytes()).lstrip(b"\0")
+        if b"\0" in seen.rstrip(b"\0"):
             return True
+        seen = seen[:1] + seen[-1:]  # to go on from
     return False
 
 
@@ -1381,8 +1384,9 @@ def text_of(row, column, place, advice):
         raise InputError(f"{place}: expected text in column {column!r}; found {str(text)[:40]!r}; "
                          f"the columns are {', '.join(map(str, row))}. {advice}")
     if re.search("[\ud800-\udfff]", text or ""):
-        raise InputError(f"{place}: half a character stands in column {column!r} (a lone surrogate, "
-                         f"such as a cut-off emoji leaves): {text[:60]!r}. Take it out.")
+        raise InputError(f"{place}: expected text in column {column!r}; found half a character (a "
+                         f"lone surrogate, such as a cut-off emoji leaves) in {text[:60]!r}. Take "
+                         "it out.")
     return (text or "").strip()
 
 
@@ -1472,7 +1476,7 @@ ENCODERS = {"nanotoken": encode_with_nanotoken, "gigatoken": encode_with_gigatok
 def choose_encoder(tokenizer, samples, say):
     """Find the fastest library that is installed, and agrees with the model's own tokenizer.
 
-    Those are nanotoken (WordPiece) and gigatoken (BPE); else `tokenizers`; else transformers itself.
+    nanotoken (WordPiece) and gigatoken (BPE) are asked first; `tokenizers` and transformers follow.
 
     Args:
         tokenizer: the model's own, of transformers.

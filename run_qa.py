@@ -2408,12 +2408,10 @@ class SimilarLengthSampler(GlobalBatchSampler):
 
     def order(self):
         order, size = super().order(), self.global_batch
-        whole = self.n - self.n % size  # the rest, a smaller batch, stays at the end
-        step = self.pool * size
-        pools = [order[at : min(at + step, whole)] for at in range(0, whole, step)]
-        pools.append(order[whole:])
-        pools = [part[np.argsort(self.lengths[part], kind="stable")] for part in pools]
-        order = np.concatenate(pools)
+        whole = self.n - self.n % size
+        pools = np.arange(self.n) // (self.pool * size)
+        pools[whole:] = self.n  # the rest, a smaller batch, stays at the end
+        order = order[np.lexsort((self.lengths[order], pools))]  # by pool, then by length
         shuffled = np.random.default_rng((self.seed, self.epoch, 1)).permutation(whole // size)
         return np.concatenate([order[:whole].reshape(-1, size)[shuffled].ravel(), order[whole:]])
 

@@ -64,7 +64,7 @@ ENCODERS = {"nanotoken": encode_with_nanotoken, "gigatoken": encode_with_gigatok
 def choose_encoder(tokenizer, samples, say):
     """Find the fastest library that is installed, and agrees with the model's own tokenizer.
 
-    Those are nanotoken (WordPiece) and gigatoken (BPE); else `tokenizers`; else transformers itself.
+    nanotoken (WordPiece) and gigatoken (BPE) are asked first; `tokenizers` and transformers follow.
 
     Args:
         tokenizer: the model's own, of transformers.
