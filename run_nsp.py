@@ -1789,12 +1789,16 @@ def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **se
         else:
             model, info = kind.from_pretrained(name, config=config, dtype=torch.float32,
                                                output_loading_info=True, **settings)
-            missing = {key.rpartition(".")[0] for key in info["missing_keys"]}
+            keys = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+            missing = {key.rpartition(".")[0] for key in keys}
             note = f"its {head} comes trained"
             if missing:
                 note = ("these parts start at random, as it has no weights for them: "
                         + ", ".join(sorted(missing)))
-    size = model.get_input_embeddings().num_embeddings
+    try:
+        size = model.get_input_embeddings().num_embeddings
+    except NotImplementedError:  # CANINE has none: it hashes characters
+        size = vocab_size
     if vocab_size > size:
         note += (f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, "
                  "the new ones at random")

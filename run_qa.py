@@ -1381,7 +1381,7 @@ def load_answerer(run, config, vocab_size):
     config = copy.deepcopy(config)
     config.num_labels = 2
     model, note = run.load_model(AutoModelForQuestionAnswering, config, vocab_size,
-                                 "question answering head", ignore_mismatched_sizes=is_other)
+                                 "question answering head", ignore_mismatched_sizes=True)
     run.introduce(model, renew_head(model, note) if is_other else note)
     model.register_forward_hook(hide_padding, with_kwargs=True)
     return model
@@ -2144,12 +2144,16 @@ def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **se
         else:
             model, info = kind.from_pretrained(name, config=config, dtype=torch.float32,
                                                output_loading_info=True, **settings)
-            missing = {key.rpartition(".")[0] for key in info["missing_keys"]}
+            keys = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+            missing = {key.rpartition(".")[0] for key in keys}
             note = f"its {head} comes trained"
             if missing:
                 note = ("these parts start at random, as it has no weights for them: "
                         + ", ".join(sorted(missing)))
-    size = model.get_input_embeddings().num_embeddings
+    try:
+        size = model.get_input_embeddings().num_embeddings
+    except NotImplementedError:  # CANINE has none: it hashes characters
+        size = vocab_size
     if vocab_size > size:
         note += (f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, "
                  "the new ones at random")

@@ -18,7 +18,14 @@ from safetensors.torch import load_file
 from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2
-from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    CanineConfig,
+    CanineForTokenClassification,
+    CanineTokenizer,
+    pipeline,
+)  # fmt: skip
 
 from run_ner import find_scheme, parse_args, read_tagged, write_tags
 from utils.similar_lengths import SimilarLengthSampler
@@ -661,6 +668,26 @@ def test_what_scores_a_model_in_its_own_folder_leaves_that_as_it_was_and_writes_
         assert not [name for name in scores if name.startswith(("initial_", "train_"))]
     after = {path: data for path, data in contents(tmp_path / "out").items() if not path.parts[0].startswith("eval-")}
     assert after == before
+
+
+def test_a_head_of_another_size_whose_labels_are_but_numbered_starts_at_random(ner, tiny_bert, files, tmp_path):
+    AutoModelForTokenClassification.from_pretrained(tiny_bert, num_labels=2).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "model")
+    done = ner(model=tmp_path / "model", **files, max_steps=2).checked()
+    assert re.search("Model .* start at random.*classifier", done.out)
+    assert len(json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["id2label"]) == len(LABELS)
+
+
+@pytest.mark.slow
+def test_a_model_without_word_embeddings_of_its_own_trains_and_labels(ner, files, tmp_path):
+    model = CanineForTokenClassification(
+        CanineConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=2)
+    )
+    model.save_pretrained(tmp_path / "canine")
+    CanineTokenizer().save_pretrained(tmp_path / "canine")
+    ner(model=tmp_path / "canine", **files, max_steps=2, max_eval_samples=5, max_predict_samples=3).checked()
+    assert len(read_columns(tmp_path / "out" / "predictions.conll")) == 3
+    assert "eval_f1" in read_results(tmp_path / "out")
 
 
 def test_flags_may_be_spelt_with_hyphens_and_switched_off():
