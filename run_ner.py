@@ -193,8 +193,9 @@ def parse_args(argv=None):
 
 
 def check_args(args, parser):
-    """Find settings that cannot work before anything is loaded, and fill in those that depend on
-    others.
+    """Find settings that cannot work, before anything is loaded.
+
+    Those that depend on others are filled in.
     """
     check_trainer_flags(args, parser)
     most = args.max_seq_length - 3
@@ -225,12 +226,14 @@ def check_args(args, parser):
 
 
 def find_words(text):
-    """Find the words of a text, by white space and punctuation: a list of (start, end), in
-    characters.
+    """Find the words of a text, by white space and punctuation.
 
     Each punctuation mark or symbol, such as an emoji, is a word of its own. What modifies a
     character (a combining mark, a variation selector, a skin tone) stays with the one before it,
     and a zero-width joiner joins two.
+
+    Returns:
+        A list of (start, end), in characters.
     """
     words = []
     for chunk in re.finditer(r"\S+", text):
@@ -252,14 +255,16 @@ def find_words(text):
 
 
 def tag_spans(text, words, spans, place):
-    """Tag the words of a text that spans lie on, in IOB2: (tags, list of those widened to whole
-    words).
+    """Tag the words of a text that spans lie on, in IOB2.
 
     Args:
         text: the text.
         words: (start, end) of each word.
         spans: list of (start, end, label), in characters, end not included.
         place: where it stands, for messages.
+
+    Returns:
+        (tags, list of those widened to whole words).
 
     Raises:
         InputError: a span lies outside the text, has no word in it, or overlaps another.
@@ -289,11 +294,13 @@ def tag_spans(text, words, spans, place):
 
 
 def read_spans(row, place):
-    """Read the spans of a row of .jsonl, under `entities` or `label`: a list of (start, end,
-    label).
+    """Read the spans of a row of .jsonl, under `entities` or `label`.
 
     As [start, end, label], or as an object with start, end and label; doccano and Label Studio
     write start_offset, end_offset and labels. InputError for anything else.
+
+    Returns:
+        A list of (start, end, label).
     """
     spans, found = [], row["entities"] if row.get("entities") is not None else row.get("label") or []
     for span in found if isinstance(found, list | tuple) else [found]:
@@ -349,8 +356,7 @@ def read_conll(path):
 
 
 def read_tagged_row(row, place, text_column, label_column, names):
-    """Read a sentence out of a row of a table: dict of tokens and tags, with text and offsets where
-    it has spans.
+    """Read a sentence out of a row of a table.
 
     Args:
         row: dict of column to value.
@@ -361,6 +367,9 @@ def read_tagged_row(row, place, text_column, label_column, names):
     Returns:
         dict of tokens, tags (None where it has none), and of text, offsets and widened where words
         were found in text.
+
+    Returns:
+        Dict of tokens and tags, with text and offsets where it has spans.
 
     Raises:
         InputError: there is no such column, or tokens and tags do not fit each other.
@@ -432,14 +441,16 @@ def check_tagged(row, place):
 
 
 def read_tagged(path, text_column, label_column, names, on_fault):
-    """Read sentences, with tags or without: yields dicts of place, tokens, tags and what else the
-    layout has.
+    """Read sentences, with tags or without.
 
     Tables (.jsonl, .json, .csv, .parquet; .tsv with a header of such columns) are read by
     read_tagged_row, any other file by read_conll; all also as .gz. A sentence without words is left
     out.
 
     on_fault is called with place and InputError of each row that is at fault.
+
+    Returns:
+        Yields dicts of place, tokens, tags and what else the layout has.
     """
     reader = TABLES.get(ending_of(path))
     if ending_of(path) == ".tsv":
@@ -489,8 +500,9 @@ def find_scheme(sentences):
 
 
 def write_tags(tags, scheme):
-    """Write the entities that conlleval reads from tags in a scheme, so that what was at fault no
-    longer is.
+    """Write the entities that conlleval reads from tags in a scheme.
+
+    What was at fault no longer is.
 
     Args:
         tags: list of tags of a sentence, in any scheme.
@@ -517,8 +529,10 @@ def write_tags(tags, scheme):
 
 
 def find_rows(args, on_fault):
-    """Find the sentences: (dict of split to (list of dicts as read_tagged yields, name), names of a
-    data set's tags).
+    """Find the sentences.
+
+    Returns:
+        (dict of split to (list of dicts as read_tagged yields, name), names of a data set's tags).
 
     Raises:
         InputError: a file, the data set or a column of it is not there, or has no sentence in it.
@@ -581,10 +595,12 @@ def names_of_tags(features, label_column):
 
 
 def prepare_rows(args, folder, say):
-    """Read what the run needs: (dict of split to (sentences, name), names of a data set's tags, or
-    None).
+    """Read what the run needs.
 
     Sentences that are at fault end the run, or go to skipped_rows.jsonl (--on_bad_row skip).
+
+    Returns:
+        (dict of split to (sentences, name), names of a data set's tags, or None).
     """
     skipped, data = [], {}
 
@@ -655,11 +671,13 @@ def choose_numbers(total, name, which, percent):
 
 
 def unify_tags(data, scheme, say):
-    """Bring the tags of all splits into one scheme, that of the first split where it is None: that
-    scheme.
+    """Bring the tags of all splits into one scheme, that of the first split where it is None.
 
     Where tags break the rules of their own scheme, as an I-PER after an O does in IOB2, their
     entities are read by conlleval's rules, which begins one there; how many is said.
+
+    Returns:
+        That scheme.
     """
     for split, (rows, _) in data.items():
         tagged = [row for row in rows if row["tags"] is not None]
@@ -680,8 +698,7 @@ def unify_tags(data, scheme, say):
 
 
 def choose_labels(data, label_list, model_labels, class_names, trains, say):
-    """Choose the labels, a list of tags: --label_list, those of a model that is only used, or those
-    of the data.
+    """Choose the labels, a list of tags.
 
     Those of the data are the names of a data set's tags where it has them, or else all that stand
     in the training and validation data, O first.
@@ -692,6 +709,9 @@ def choose_labels(data, label_list, model_labels, class_names, trains, say):
         model_labels: those that the model was trained with, in its order, or None.
         class_names: of a data set, or None.
         trains: it is to be trained.
+
+    Returns:
+        --label_list, those of a model that is only used, or those of the data.
 
     Raises:
         InputError: tags of the data are not among --label_list, or not among those of a model that
@@ -746,8 +766,7 @@ def tokenize_words(sentences, spaced, tokenizer):
 
 
 def cut_windows(lengths, room, stride):
-    """Cut a sentence into windows of whole words: list of (first word, end, first word of its own,
-    end of its own).
+    """Cut a sentence into windows of whole words.
 
     Each word is predicted in one window, its own: of those that hold it, the one in which the side
     with less context has most. The start and the end of the sentence cut off no context.
@@ -757,6 +776,9 @@ def cut_windows(lengths, room, stride):
             as `room`.
         room: tokens in a window, without special ones.
         stride: tokens that two windows share, less than room.
+
+    Returns:
+        List of (first word, end, first word of its own, end of its own).
     """
     lengths = np.minimum(lengths, room)
     ends = np.cumsum(lengths)
@@ -892,11 +914,13 @@ class TagCollator:
         self.windows, self.pad_id, self.edges = windows.select_columns(["input_ids", "labels"]), pad_id, edges
 
     def __call__(self, numbers):
-        """Make a batch of the windows of these numbers: input_ids, attention_mask and labels,
-        (batch, seq).
+        """Make a batch of the windows of these numbers.
 
         Without numbers, as the last global batch can leave a process, it is one row in which
         nothing is predicted.
+
+        Returns:
+            input_ids, attention_mask and labels, (batch, seq).
         """
         rows = self.windows[numbers] if numbers else {"input_ids": [self.edges],
                                                       "labels": [[-100, -100]]}
@@ -910,12 +934,14 @@ class TagCollator:
 
 
 def allowed_moves(labels, scheme):
-    """Which tags may stand where: bool arrays of those that may begin, (labels,), follow, (labels,
-    labels), and end.
+    """Which tags may stand where.
 
     Args:
         labels: the tags.
         scheme: "IOB1", "IOB2" or "BIOES"; None allows all.
+
+    Returns:
+        Bool arrays of those that may begin, (labels,), follow, (labels, labels), and end.
     """
     prefixes, kinds = np.array([tag[0] for tag in labels]), np.array([tag[2:] for tag in labels])
     everywhere = np.ones(len(labels), dtype=bool)
@@ -934,14 +960,16 @@ def allowed_moves(labels, scheme):
 
 
 def best_paths(scores, lengths, moves):
-    """Find the best sequence of labels that is allowed (Viterbi): int array of shape (sentences,
-    words).
+    """Find the best sequence of labels that is allowed (Viterbi).
 
     Args:
         scores: log-probabilities, float array of shape (sentences, words, labels); of a sentence,
             the first `lengths` words count.
         lengths: int array of shape (sentences,).
         moves: as allowed_moves returns.
+
+    Returns:
+        Int array of shape (sentences, words).
 
     Source: Viterbi 1967; Ratinov and Roth 2009, section 3.3, on what it brings here.
     """
@@ -965,8 +993,7 @@ def best_paths(scores, lengths, moves):
 
 @torch.no_grad()
 def predict_words(model, windows, words, pad_id, *, batch_size, device, processes, moves):
-    """Predict the label of each word: (labels, probabilities, summed nll of the true labels, number
-    of these).
+    """Predict the label of each word.
 
     Sentences are shared out over the processes; each is decoded as soon as the scores of its words
     are there, so that no scores pile up.
@@ -979,6 +1006,9 @@ def predict_words(model, windows, words, pad_id, *, batch_size, device, processe
 
     Returns:
         int64 and float32 arrays of shape (all words,), the same on all processes, and two floats.
+
+    Returns:
+        (labels, probabilities, summed nll of the true labels, number of these).
     """
     model.eval()
     starts = np.concatenate([[0], np.cumsum(words)]).astype(np.int64)  # where each sentence begins
@@ -1032,8 +1062,9 @@ def predict_words(model, windows, words, pad_id, *, batch_size, device, processe
 
 
 class EntityScores(evaluate.Metric):
-    """Precision, recall and F1 of entities by conlleval's rules, and by those of the scheme, by
-    seqeval.
+    """Precision, recall and F1 of entities, by conlleval's rules and by the scheme's.
+
+    Computed by seqeval.
     """
 
     def _info(self):
@@ -1044,8 +1075,10 @@ class EntityScores(evaluate.Metric):
             features=datasets.Features({"predictions": tags, "references": tags}))
 
     def _compute(self, predictions, references, scheme):
-        """Score sentences: dict of precision, recall, f1, accuracy (of words), strict_f1, and
-        per_entity, a dict.
+        """Score sentences.
+
+        Returns:
+            Dict of precision, recall, f1, accuracy (of words), strict_f1, and per_entity, a dict.
         """
         accuracy = accuracy_score(references, predictions)
         # seqeval has no rows then
@@ -1085,8 +1118,10 @@ class Tagger:
         self.rewrite, self.how, self.tags, self.chances, self.per_entity = rewrite, how, None, None, {}
 
     def __call__(self, model, prefix="eval"):
-        """Label the sentences: dict of scores with a prefix, empty where there are no tags to score
-        by.
+        """Label the sentences.
+
+        Returns:
+            Dict of scores with a prefix, empty where there are no tags to score by.
         """
         words = [len(sentence["tokens"]) for sentence in self.sentences]
         found, chances, loss, counted = predict_words(model, self.windows, words, **self.how)
@@ -1105,12 +1140,14 @@ class Tagger:
 
 
 def entities_of(sentence, tags, chances):
-    """List the entities of a tagged sentence: (text, list of dicts of start, end, label,
-    start_word, end_word, score and text).
+    """List the entities of a tagged sentence.
 
     start and end are characters, end not included, as in what read_spans reads; the words of a
     sentence without a text of its own are joined by blanks. score is the mean probability of its
     words' tags.
+
+    Returns:
+        (text, list of dicts of start, end, label, start_word, end_word, score and text).
     """
     text, offsets = sentence.get("text"), sentence.get("offsets")
     if text is None:
@@ -1127,8 +1164,9 @@ def entities_of(sentence, tags, chances):
 
 
 def write_predictions(output_dir, tagger):
-    """Write predictions.conll (word, tag if there are any, prediction) and predictions.jsonl (text
-    and entities).
+    """Write predictions.conll and predictions.jsonl.
+
+    The first has word, tag if there are any, and prediction; the second text and entities.
     """
     lines, rows = [], []
     for sentence, tags, chances in zip(tagger.sentences, tagger.tags, tagger.chances, strict=True):
@@ -1150,8 +1188,9 @@ def write_predictions(output_dir, tagger):
 
 
 def freeze(model, embeddings, layers):
-    """Leave the embeddings, and the first so many layers, as they are. InputError where there are
-    not as many.
+    """Leave the embeddings, and the first so many layers, as they are.
+
+    InputError where there are not as many.
     """
     if embeddings or layers:
         parts = [module for name, module in model.base_model.named_children() if "embed" in name]
@@ -1202,8 +1241,7 @@ def weigh_classes(wanted, labels, windows):
 
 
 def tag_loss(outputs, labels, num_items_in_batch, weights=None, smoothing=0.0):
-    """Cross entropy in nats: a sum over this pass's labels, divided by the number of all labels of
-    the update.
+    """Cross entropy in nats.
 
     Args:
         outputs: of the model, with logits (batch, seq, labels).
@@ -1211,6 +1249,9 @@ def tag_loss(outputs, labels, num_items_in_batch, weights=None, smoothing=0.0):
         num_items_in_batch: number of labels of the whole update, over all passes and processes.
         weights: (labels,).
         smoothing: share of the probability that is spread over all labels.
+
+    Returns:
+        A sum over this pass's labels, divided by the number of all labels of the update.
     """
     logits = outputs["logits"].float().flatten(0, 1)  # (batch * seq, labels)
     weights = None if weights is None else weights.to(logits.device)
@@ -1245,8 +1286,9 @@ def load_tagger(run, config, labels, scheme, vocab_size):
 
 
 def check_labels(args, labels, known, data):
-    """Find labels that cannot work. InputError: the model has none and no data have, or they are of
-    no scheme.
+    """Find labels that cannot work.
+
+    InputError: the model has none and no data have, or they are of no scheme.
     """
     if not known and not args.label_list and not {"train", "validation"} & {*data}:
         raise InputError(f"--model {args.model}: it was not trained to find names: its labels are "
@@ -1299,8 +1341,9 @@ def fit(run, tokenizer, config, labels, scheme, data, score):
 
 
 def keep_certain(tagger, threshold):
-    """Make training sentences of those of which each word's tag is as probable as the threshold, or
-    more.
+    """Make training sentences of those that are certain.
+
+    Of each, every word's tag is as probable as the threshold, or more.
     """
     kept = [n for n, chances in enumerate(tagger.chances) if chances.min() >= threshold]
     return [tagger.sentences[n] | {"tags": tagger.tags[n]} for n in kept]

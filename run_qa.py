@@ -234,12 +234,14 @@ def check_question(args, parser):
 
 
 def read_answers(row, context, place):
-    """Read the reference answers of a question: a list of (text, start), start counted in
-    characters of the context.
+    """Read the reference answers of a question.
 
     Under `answers` stands a list of objects of text and answer_start, or one object with a list of
     each, as in the data sets of the Hub. The list is empty where the question has no answer, and
     None where nothing is said of any.
+
+    Returns:
+        A list of (text, start), start counted in characters of the context.
 
     Raises:
         InputError: it is none of these, or an answer does not stand in the context where it is said
@@ -291,12 +293,15 @@ def read_answers(row, context, place):
 
 
 def read_question(row, context, place):
-    """Read a question: dict of place, id (str; None where it has none), question, context, and
-    answers as read_answers.
+    """Read a question.
 
     Args:
         row: dict of id, question and answers.
         context: its text.
+
+    Returns:
+        Dict of place, id (str; None where it has none), question, context, and answers as
+        read_answers.
 
     Raises:
         InputError: something is missing, empty or of another kind, or an answer is at fault.
@@ -337,10 +342,12 @@ def list_objects(owner, name, place):
 
 
 def list_questions(entry, place):
-    """List the questions of an entry of a file, (place, row, context): those of an article, or a
-    row that is one.
+    """List the questions of an entry of a file, (place, row, context).
 
     InputError where paragraphs or qas are not lists of objects.
+
+    Returns:
+        Those of an article, or a row that is one.
     """
     if "paragraphs" not in entry:
         return [(place, entry, entry.get("context"))]
@@ -392,11 +399,13 @@ def read_questions(path, on_fault, counts=None):
 
 
 def find_rows(args, on_fault):
-    """Find the questions of each split: dict of split to (list of dicts as read_question makes,
-    name of the source).
+    """Find the questions of each split.
 
     on_fault is called with place and InputError of each question that is at fault, or has the id of
     one before it.
+
+    Returns:
+        Dict of split to (list of dicts as read_question makes, name of the source).
 
     Raises:
         InputError: a file or the data set is not there, or has no question in it.
@@ -434,8 +443,9 @@ def find_rows(args, on_fault):
 
 
 def drop_repeated_ids(rows, on_fault):
-    """Yield the questions but for those with the id of one before them, for which on_fault is
-    called.
+    """Yield the questions but for those with the id of one before them.
+
+    For those, on_fault is called.
     """
     places = {}
     for row in rows:
@@ -449,8 +459,9 @@ def drop_repeated_ids(rows, on_fault):
 
 
 def drop_long_questions(rows, tokenizer, max_seq_length, doc_stride, on_fault):
-    """List the questions that leave room for a context beside them; on_fault is called for the
-    others.
+    """List the questions that leave room for a context beside them.
+
+    For the others, on_fault is called.
     """
     edges = sum(map(len, special_frame(tokenizer)))
     ids = tokenizer([row["question"].strip() for row in rows], add_special_tokens=False,
@@ -522,8 +533,9 @@ def prepare_rows(args, tokenizer, folder, say):
 
 
 def take_part(rows, name, which, percent):
-    """Take "all" questions, those of the paragraphs "drawn" for evaluation, percent of them, or the
-    "rest".
+    """Take the questions of a part.
+
+    That is "all", those of the paragraphs "drawn" for evaluation, percent of them, or the "rest".
 
     Whole paragraphs are drawn, by number alone, so that no text of the evaluation is trained on,
     and every seed has the same; of one paragraph, questions are drawn.
@@ -545,8 +557,7 @@ def take_part(rows, name, which, percent):
 
 
 def find_version(data, wanted, kept, say):
-    """Tell whether questions may have no answer, as in SQuAD 2.0: --version_2_with_negative, or
-    because some have none.
+    """Tell whether questions may have no answer, as in SQuAD 2.0.
 
     Test data of which no question has an answer are taken for data whose answers are not known.
 
@@ -554,6 +565,9 @@ def find_version(data, wanted, kept, say):
         data: dict of split to (questions, name).
         wanted: the flag.
         kept: a model that is only used was trained so.
+
+    Returns:
+        --version_2_with_negative, or because some have none.
     """
     rows = data.get("test", ([], ""))[0]
     if rows and not any(row["answers"] for row in rows):
@@ -576,8 +590,10 @@ def find_version(data, wanted, kept, say):
 
 
 def special_frame(tokenizer):
-    """Ids around a question and a context: lists of those before, between and after, as [CLS],
-    [SEP] and [SEP].
+    """Ids around a question and a context.
+
+    Returns:
+        Lists of those before, between and after, as [CLS], [SEP] and [SEP].
     """
     pair = tokenizer("a", "b")
     ids, parts = pair["input_ids"], pair.sequence_ids()
@@ -587,8 +603,7 @@ def special_frame(tokenizer):
 
 
 def trim_offsets(text, offsets):
-    """Find the characters of tokens, whole and without white space: int32 arrays (tokens,) of the
-    first and of the end.
+    """Find the characters of tokens, whole and without white space.
 
     Some vocabularies count the blank before a word to its first token, or have tokens of white
     space alone, which become empty, where they end. Some lose accents and vowel signs, which belong
@@ -597,6 +612,9 @@ def trim_offsets(text, offsets):
     Args:
         text: that was tokenized.
         offsets: (start, end) of each token, in characters.
+
+    Returns:
+        Int32 arrays (tokens,) of the first and of the end.
     """
     offsets = np.array(offsets, dtype=np.int64).reshape(-1, 2)
     solid = np.array([not character.isspace() for character in text], dtype=bool)
@@ -610,10 +628,12 @@ def trim_offsets(text, offsets):
 
 
 def find_tokens(starts, ends, start, end):
-    """Find the tokens that hold the characters from start to end: (first, last), first > last where
-    there are none.
+    """Find the tokens that hold the characters from start to end.
 
     starts, ends: of the tokens, as trim_offsets returns them.
+
+    Returns:
+        (first, last), first > last where there are none.
     """
     return int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(starts, end)) - 1
 
@@ -669,8 +689,9 @@ def align(batch, numbers, tokenizer, frame, max_seq_length, doc_stride):
 
 
 def answer_span(row):
-    """Characters of a question's first reference answer, without white space around it; [] or None
-    where none is.
+    """Characters of a question's first reference answer.
+
+    Without white space around it; [] or None where there is none.
     """
     if not row["answers"]:
         return row["answers"]
@@ -772,18 +793,22 @@ class SpanCollator:
                         "begin": [len(frame[0]) + len(frame[1])], "answer": [[-100, -100]]}
 
     def __call__(self, numbers):
-        """Make a batch of the windows of these numbers: as of batch, and labels, positions of start
-        and end (batch, 2).
+        """Make a batch of the windows of these numbers.
 
         Without numbers, as the last global batch can leave a process, it is one row in which
         nothing is predicted.
+
+        Returns:
+            As of batch, and labels, positions of start and end (batch, 2).
         """
         rows = self.windows[numbers] if numbers else self.nothing
         return self.batch(rows) | {"labels": torch.tensor(rows["answer"])}
 
     def batch(self, rows):
-        """Make what the model takes of rows of windows: input_ids, attention_mask, token_type_ids,
-        (batch, seq).
+        """Make what the model takes of rows of windows.
+
+        Returns:
+            input_ids, attention_mask, token_type_ids, (batch, seq).
         """
         ids = [np.array(row, dtype=np.int64) for row in rows["input_ids"]]
         batch = {"input_ids": pad(ids, self.pad_id),
@@ -799,8 +824,9 @@ class SpanCollator:
 
 
 def hide_padding(_model, _args, inputs, outputs):
-    """Take padding out of what a model may choose (a forward hook), or the loss of a window
-    depended on its batch.
+    """Take padding out of what a model may choose (a forward hook).
+
+    Else the loss of a window would depend on its batch.
     """
     for name in ("start_logits", "end_logits"):
         # (batch, seq)
@@ -827,8 +853,7 @@ def span_nll(logits, targets, smoothing=0.0):
 
 @torch.no_grad()
 def score_windows(model, windows, numbers, collator, batch_size, device):
-    """Score the tokens of windows: yields, batch by batch, (their numbers, rows, logits of starts,
-    logits of ends).
+    """Score the tokens of windows.
 
     Logits are float32 (batch, seq), on the device.
 
@@ -836,6 +861,9 @@ def score_windows(model, windows, numbers, collator, batch_size, device):
         model: not wrapped.
         windows: Dataset as align makes it.
         numbers: int array of those to score, in this order.
+
+    Returns:
+        Yields, batch by batch, (their numbers, rows, logits of starts, logits of ends).
     """
     model.eval()
     for at in range(0, len(numbers), batch_size):
@@ -845,8 +873,10 @@ def score_windows(model, windows, numbers, collator, batch_size, device):
 
 
 def allowed_tokens(rows, width):
-    """Tell which tokens may begin or end an answer, those of the context that are not empty: bool
-    (batch, width).
+    """Tell which tokens may begin or end an answer, those of the context that are not empty.
+
+    Returns:
+        Bool (batch, width).
     """
     allowed = np.zeros((len(rows["begin"]), width), dtype=bool)
     for row, begin, starts, ends in zip(allowed, rows["begin"], rows["starts"], rows["ends"],
@@ -856,8 +886,13 @@ def allowed_tokens(rows, width):
 
 
 def find_highest(values, count):
-    """Find the highest values of each row: (values, places), (rows, count) each, the highest first;
-    of equal ones those that stand first. Rows with fewer than count give fewer.
+    """Find the highest values of each row.
+
+    Rows with fewer than count give fewer.
+
+    Returns:
+        (values, places), (rows, count) each, the highest first; of equal ones those that stand
+        first.
     """
     best, places = values.topk(min(count + 1, values.shape[1]))
     # topk takes whichever it likes of equal values. One more than is wanted shows whether a row has
@@ -870,11 +905,13 @@ def find_highest(values, count):
 
 
 def keep_best(logits, allowed, count):
-    """Find the best tokens of each window: (logits float32, positions int32), (batch, count), the
-    best first.
+    """Find the best tokens of each window.
 
     Of equal ones, those that stand first. Where fewer are allowed, logits are -inf. Only this
     leaves the device.
+
+    Returns:
+        (logits float32, positions int32), (batch, count), the best first.
     """
     values, places = find_highest(logits.masked_fill(~allowed, -torch.inf), count)
     fill = count - values.shape[1]
@@ -883,8 +920,7 @@ def keep_best(logits, allowed, count):
 
 
 def predict_spans(model, windows, collator, *, n_best, batch_size, device, processes):
-    """Score all windows, and keep what answers need: (dict of arrays, summed nll, number of
-    positions it is a sum of).
+    """Score all windows, and keep what answers need.
 
     Windows are shared out over the processes. What is kept of one is a few hundred bytes, however
     long it is.
@@ -894,6 +930,9 @@ def predict_spans(model, windows, collator, *, n_best, batch_size, device, proce
         and NAME_char, the character of the context where the token starts or ends (int32), all
         (windows, n_best), the best first; and "null", the logits of [CLS], (windows, 2). The same
         on all processes.
+
+    Returns:
+        (dict of arrays, summed nll, number of positions it is a sum of).
     """
     top = {"null": np.zeros((len(windows), 2), dtype=np.float32)}
     for name in ("start", "end"):
@@ -927,8 +966,9 @@ def predict_spans(model, windows, collator, *, n_best, batch_size, device, proce
 
 
 def choose_spans(top, questions, n_best, max_answer_length):
-    """Find the best spans of each question over all of its windows, as search_spans does, for many
-    windows at once.
+    """Find the best spans of each question over all of its windows.
+
+    As search_spans does, for many windows at once.
 
     Args:
         top: dict of arrays as predict_spans returns.
@@ -961,14 +1001,16 @@ def choose_spans(top, questions, n_best, max_answer_length):
 
 
 def merge_windows(scores, spans, questions, n_best):
-    """Find the best spans of each question among those of its windows, each span once: (windows,
-    ranks), by question.
+    """Find the best spans of each question among those of its windows, each span once.
 
     Args:
         scores: of the spans of each window, the best first, -inf where there are no more, (windows,
             ranks).
         spans: a number that tells each span of a question from the others, (windows, ranks).
         questions: as choose_spans.
+
+    Returns:
+        (windows, ranks), by question.
     """
     found, wide = [], scores.shape[1]
     begins = np.flatnonzero(np.diff(questions, prepend=-1))
@@ -995,8 +1037,7 @@ def merge_windows(scores, spans, questions, n_best):
 
 
 def search_spans(windows, n_best, max_answer_length):
-    """Find the best spans of a question, one by one: dicts of start, end, start_logit, end_logit,
-    score and window.
+    """Find the best spans of a question, one by one.
 
     In each window the n_best tokens with the highest scores to begin an answer are tried with the
     n_best to end it, and the n_best pairs kept, of equal ones the first that were tried; then the
@@ -1005,6 +1046,9 @@ def search_spans(windows, n_best, max_answer_length):
     Args:
         windows: for each a list, in the order of its context's tokens, of (logit of the start,
             logit of the end, first character, end); a token without characters is not tried.
+
+    Returns:
+        Dicts of start, end, start_logit, end_logit, score and window.
     """
     found = []
     for window, tokens in enumerate(windows):
@@ -1023,14 +1067,16 @@ def search_spans(windows, n_best, max_answer_length):
 
 
 def rank_answers(context, spans, null):
-    """Make a question's entry for nbest_predictions.json: list of dicts of text, probability,
-    logits, start and end.
+    """Make a question's entry for nbest_predictions.json.
 
     Args:
         context: its text.
         spans: dicts as search_spans returns.
         null: logits of [CLS], which stand for no answer, the empty text, to be ranked among them;
             or None where there is always an answer.
+
+    Returns:
+        List of dicts of text, probability, logits, start and end.
     """
     names = ("start_logit", "end_logit", "start", "end")
     found = [(context[span["start"] : span["end"]], *(span[name] for name in names)) for span
@@ -1044,16 +1090,19 @@ def rank_answers(context, spans, null):
 
 
 def normalize_answer(text):
-    """Write an answer as the official scripts compare it: lower case, no punctuation, no articles,
-    single blanks.
+    """Write an answer as the official scripts compare it.
+
+    Returns:
+        Lower case, no punctuation, no articles, single blanks.
     """
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def token_f1(prediction, reference, version_2):
-    """F1 of the words of two answers, 0 to 1. Of an empty one, SQuAD 2.0 says 1 where both are;
-    SQuAD 1.1 says 0.
+    """F1 of the words of two answers, 0 to 1.
+
+    Of an empty one, SQuAD 2.0 says 1 where both are; SQuAD 1.1 says 0.
     """
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(reference).split()
     if version_2 and not (predicted and expected):
@@ -1063,8 +1112,10 @@ def token_f1(prediction, reference, version_2):
 
 
 class SquadScores(evaluate.Metric):
-    """Exact match and F1 by the rules of SQuAD 1.1, in percent: the best over a question's
-    references.
+    """Exact match and F1 by the rules of SQuAD 1.1, in percent.
+
+    Returns:
+        The best over a question's references.
     """
 
     def _info(self):
@@ -1084,9 +1135,7 @@ class SquadScores(evaluate.Metric):
 
 
 class Squad2Scores(evaluate.Metric):
-    """Exact match and F1 by the rules of SQuAD 2.0, in percent, where questions may have no
-    answer.
-    """
+    """Exact match and F1 by the rules of SQuAD 2.0, in percent, where questions may have no answer."""
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -1098,9 +1147,11 @@ class Squad2Scores(evaluate.Metric):
                 "references": datasets.Sequence(datasets.Value("string"))}))
 
     def _compute(self, predictions, references, threshold=0.0):
-        """Score answers, none where no_answer exceeds the threshold: dict of exact, f1, total, the
-        same of questions with an answer (HasAns_) and without (NoAns_), and the best that another
-        threshold would give (best_).
+        """Score answers, none where no_answer exceeds the threshold.
+
+        Returns:
+            Dict of exact, f1, total, the same of questions with an answer (HasAns_) and without
+            (NoAns_), and the best that another threshold would give (best_).
         """
         texts, no_answer = [row["text"] for row
                             in predictions], np.array([row["no_answer"] for row in predictions])
@@ -1175,8 +1226,10 @@ class Answerer:
         self.questions, self.ranked, self.texts, self.odds = windows.data["question"].to_numpy(), None, None, None
 
     def __call__(self, model, prefix="eval"):
-        """Answer the questions: dict of scores with a prefix, empty where there are no references
-        to score by.
+        """Answer the questions.
+
+        Returns:
+            Dict of scores with a prefix, empty where there are no references to score by.
         """
         n_best = min(self.n_best, int(lengths_of(self.windows).max()))
         top, loss, counted = predict_spans(model, self.windows, n_best=n_best, **self.how)
@@ -1220,8 +1273,9 @@ class Answerer:
 
 
 def write_predictions(output_dir, answerer):
-    """Write predictions.json, nbest_predictions.json and, where questions may have no answer,
-    null_odds.json.
+    """Write predictions.json and nbest_predictions.json.
+
+    And null_odds.json, where questions may have no answer.
     """
     values = {"predictions": answerer.texts,
               "nbest_predictions": map(answerer.ranked, range(len(answerer.rows)))}
@@ -1242,11 +1296,13 @@ def write_predictions(output_dir, answerer):
 
 def ask(model, row, windows, collator, *, version_2, threshold, n_best, max_answer_length,
         batch_size, device):
-    """Answer one question: (text, entry as of rank_answers, odds of no answer or None, scores of
-    the best window).
+    """Answer one question.
 
     The last is a list of (text of the token, logit of the start, logit of the end), the tokens of
     the context in the window that holds the best span.
+
+    Returns:
+        (text, entry as of rank_answers, odds of no answer or None, scores of the best window).
     """
     scored, null = [], None
     for _, rows, starts, ends in score_windows(model, windows, np.arange(len(windows)), collator,
@@ -1268,13 +1324,15 @@ def ask(model, row, windows, collator, *, version_2, threshold, n_best, max_answ
 
 
 def draw_scores(path, tokens, title, per_row=40):
-    """Draw the scores of tokens to begin and to end the answer, so many a row: uint8 array (height,
-    width, 3).
+    """Draw the scores of tokens to begin and to end the answer, so many a row.
 
     Args:
         path: where to, or a file that takes the bytes of a PNG.
         tokens: list of (text, logit of the start, logit of the end).
         title: stands above.
+
+    Returns:
+        Uint8 array (height, width, 3).
     """
     rows = [tokens[at : at + per_row] for at in range(0, len(tokens),
                                                       per_row)] or [[("", 0.0, 0.0)]]
@@ -1319,8 +1377,10 @@ def send_picture(trackers, name, picture):
 
 
 def pick_shown(ranked, text, count=4):
-    """Pick what is shown of the entries that rank_answers made: that of the answer, and the next
-    best other texts.
+    """Pick what is shown of the entries that rank_answers made.
+
+    Returns:
+        That of the answer, and the next best other texts.
     """
     best = {}
     for entry in ranked:
@@ -1346,14 +1406,16 @@ def show_answer(question, text, ranked, odds, threshold, note, say):
 
 
 def span_loss(outputs, labels, num_items_in_batch, smoothing=0.0):
-    """Mean of the cross entropies of start and end, in nats: this pass's sum, over the number in
-    the whole update.
+    """Mean of the cross entropies of start and end, in nats.
 
     Args:
         outputs: of the model, with start_logits and end_logits (batch, seq).
         labels: positions of start and end, (batch, 2), -100 where nothing is predicted.
         num_items_in_batch: number of labels, two a window, of the whole update, over all passes and
             processes.
+
+    Returns:
+        This pass's sum, over the number in the whole update.
     """
     total = sum(span_nll(outputs[f"{name}_logits"], labels[:, n], smoothing) for n, name
                 in enumerate(("start", "end")))
@@ -1429,8 +1491,9 @@ def check_run(args, data, version_2):
 
 
 def describe_data(data, windows, version_2, folder, say):
-    """Say what the data are, and what looks wrong with them; list in a file what tokens cannot give
-    back.
+    """Say what the data are, and what looks wrong with them.
+
+    What tokens cannot give back is listed in a file.
     """
     inexact = []
     for split, (rows, name) in data.items():
@@ -1450,8 +1513,9 @@ def describe_data(data, windows, version_2, folder, say):
 
 
 def read_asked(args, tokenizer):
-    """Make the row of --question, as read_question does. InputError where it does not fit a window,
-    or is no text.
+    """Make the row of --question, as read_question does.
+
+    InputError where it does not fit a window, or is no text.
     """
     text = args.context
     if args.context_file is not None:
@@ -1489,9 +1553,7 @@ def answer_question(run, model, tokenizer, row, version_2, threshold):
 
 
 def write_answers(run, answerer):
-    """Write the answers to --questions_file to answers.jsonl, a row each, with the three next
-    best.
-    """
+    """Write the answers to --questions_file to answers.jsonl, a row each, with the three next best."""
     lines = []
     for n, (row, text) in enumerate(zip(answerer.rows, answerer.texts, strict=True)):
         best, *others = pick_shown(answerer.ranked(n), text)
