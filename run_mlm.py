@@ -109,9 +109,9 @@ def parse_args(argv=None):
 class ExampleCutter:
     """Cut tokenized paragraphs into examples, for Dataset.map: blocks of running text, or lines.
 
-    A block is [CLS], `size` tokens and [SEP], with one [SEP] between two documents. What one batch
-    of `map` leaves over goes on in the next, so that only the last remainder is dropped. A line is
-    cut off at `size` tokens.
+    A block is [CLS], `size` tokens and [SEP], with one [SEP] between two documents. A line is cut
+    off at `size` tokens. What one batch of `map` leaves over (`rest`, and the last `document`) goes
+    on in the next, so that only the last remainder is dropped: `map` must not share the work out.
 
     Args:
         size: tokens per example, without [CLS] and [SEP].
@@ -126,6 +126,7 @@ class ExampleCutter:
         self.examples = 0
 
     def __call__(self, table, indices):
+        """Turn an Arrow table of ids and document into one of id and input_ids, a row an example."""
         table = table.filter(pa.array(self.rows[indices]))
         lists = table["ids"].combine_chunks()
         if self.line_by_line:
@@ -142,6 +143,7 @@ class ExampleCutter:
         return pa.table({"id": numbers, "input_ids": pa.LargeListArray.from_arrays(bounds, ids)})
 
     def cut_blocks(self, ids, bounds, documents):
+        """Put what was left over in front, and [SEP] between documents: (ids, bounds of blocks)."""
         seen = np.concatenate([self.document, documents])  # also the last one of the batch before
         begins = np.flatnonzero(np.diff(seen)) + 1 - len(self.document)
         self.document = seen[-1:]
@@ -491,11 +493,11 @@ class MaskingCollator:
 def evaluate(model, examples, collator, batch_size, run):
     """Score a model on examples, exactly: sums over all processes, divided once.
 
-    Masks depend on the example alone.
+    Masks depend on the example alone, so any batch size and number of processes give one score.
 
     Args:
-        model: not wrapped for several processes: the first pass of a wrapped one hangs where a
-            process has no example.
+        model: the model itself, not the DistributedDataParallel around it, whose first pass waits
+            for all processes: one without an example never gets there.
         examples: the same Dataset on each process, which scores its share.
         collator: a MaskingCollator with seed 0 and epoch 0.
 
@@ -531,6 +533,7 @@ def train(run, model, loader):
     goes_on = run.step < run.max_steps
     while goes_on:
         epoch, sampler.first_update = sampler.place(run.step)
+        # What is set on the collator here holds for the whole epoch, in data workers, too.
         collator.epoch = sampler.epoch = epoch
         batches = iter(loader)
         while goes_on and (micro_batches := list(islice(batches, sampler.accumulation_steps))):
@@ -551,8 +554,8 @@ def train(run, model, loader):
                     # a sum.
                     accelerator.backward(loss * run.num_processes / max(predicted, 1))
                     nll += loss.detach()
-            norm = accelerator.clip_grad_norm_(model.parameters(), run.args.max_grad_norm
-                                               or math.inf)
+            limit = run.args.max_grad_norm or math.inf
+            norm = accelerator.clip_grad_norm_(model.parameters(), limit)
             run.optimizer.step()
             # Kept out of accelerator.prepare(), where it would tick once per process.
             run.schedule.step()
@@ -561,7 +564,7 @@ def train(run, model, loader):
 
 
 def fit(run, model, tokenizer, examples, collator, score):
-    """Train, from a checkpoint where there is one: dict of results.
+    """Train, from a checkpoint where there is one. Returns a dict of results.
 
     Args:
         score: function that scores a model, a dict of results; None where there are no validation
@@ -579,7 +582,7 @@ def fit(run, model, tokenizer, examples, collator, score):
     model = run.begin(model, tokenizer, sampler, score, {"loss": 1.0})
     with run.stop_signal:
         train(run, model, loader)
-    return run.finish()
+    return run.finish_training()
 
 
 # ---------------------------------------------------------------- main
@@ -614,7 +617,7 @@ def show_fills(before, after, say):
     """Print the best words for each mask, before the training and after it."""
     for text in after:
         say(f"\n{text}")
-        for when, fills in ("before", before), ("after" * bool(before), after):
+        for when, fills in ("before", before), ("after" if before else "", after):
             for words in fills.get(text, ()):
                 say(f"  {when:<8}" + "   ".join(f"{word} {p:.3f}" for word, p in words))
 
@@ -632,12 +635,13 @@ def main(argv=None):
     if args.prepare_only:
         return
     model, note = run.load_model(AutoModelForMaskedLM, config, len(tokenizer),
-                           "masked-language-modelling head")
+                                 "masked-language-modelling head")
     run.introduce(model, note)
     collator = MaskingCollator(Masker(tokenizer, args, args.seed), tokenizer.pad_token_id)
     eval_collator = MaskingCollator(Masker(tokenizer, args, seed=0), tokenizer.pad_token_id)
     score, content = {}, {}
-    for split, (examples, run.card["data"][split]) in data.items():
+    for split, (examples, words) in data.items():
+        run.card["data"][split] = words
         score[split] = partial(evaluate, examples=examples, collator=eval_collator, run=run,
                                batch_size=args.per_device_eval_batch_size)
         content[split] = f"{len(examples):,} examples ({examples._fingerprint})"
@@ -652,14 +656,14 @@ def main(argv=None):
             results = fit(run, model, tokenizer, data["train"][0], collator,
                           score.get("validation"))
         else:
-            model = run.only_use(model)
+            model = run.prepare_for_evaluation(model)
             results = score["validation"](model) if args.do_eval else {}
-        run.leave(model, tokenizer, results)
+        run.save_model_and_results(model, tokenizer, results)
         if args.do_predict:
             results |= as_predictions(score["test"](model))
             run.write_results(results)
         fills = fill_masks(run.in_float32(model), tokenizer, args.text)
-    run.end(results)
+    run.report_results(results)
     show_fills(run.fills, fills, run.say)
 
 
@@ -1179,6 +1183,8 @@ def read_parquet(path):
                 yield f"{path}, row {number}", row
 
 
+# Ending to reader. A reader yields (place, dict of the row), or (place, InputError) for a faulty
+# row. Files of any other ending are no tables.
 TABLES = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv,
           ".parquet": read_parquet}
 
@@ -1889,7 +1895,7 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
 # The folder of a run: what may lie there, and what a run goes on from.
 
 def open_output(output_dir, training, resume, overwrite, say):
-    """Make the output folder, and find the checkpoint to go on from: (folder, state).
+    """Make the output folder, and find the checkpoint to go on from: (checkpoint, state).
 
     Args:
         output_dir: folder of the run; None where it leaves nothing behind.
@@ -1919,7 +1925,10 @@ def open_output(output_dir, training, resume, overwrite, say):
         tempfile.TemporaryFile(dir=output_dir).close()
     output_dir, checkpoint = Path(output_dir), None
     folders = list_checkpoints(output_dir)
-    for folder in reversed(folders) if resume == "latest" else [Path(resume)] if resume else ():
+    candidates = [Path(resume)] if resume else []
+    if resume == "latest":
+        candidates = reversed(folders)
+    for folder in candidates:
         fault = checkpoint_fault(folder)
         if fault is None:
             checkpoint = folder
@@ -1945,7 +1954,7 @@ def open_output(output_dir, training, resume, overwrite, say):
 
 
 def clear_output(output_dir, step, overwrite):
-    """Clear the folder of later checkpoints, halves, and the log from this update on."""
+    """Remove checkpoints and log lines after this update, and what a kill has left half done."""
     folders = [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model"]  # a kill leaves halves
     if overwrite or step:
         folders += [path for path in list_checkpoints(output_dir) if step_of(path) > step]
@@ -2055,7 +2064,8 @@ class Run(Processes):
         is_main: whether this is the first process.
         folder: where the run leaves what it makes.
         checkpoint: folder of the one that it goes on from, or None.
-        step, note, and what else open_output names: what a checkpoint carries besides the weights.
+        step, totals, logged, initial, latest, best, fills, note, made_with, ended_by_patience, run_id:
+            the state of the run, which goes into a checkpoint's state.json, as of open_output.
         card: what the model card says: `task`, what was done with the model, in words; `tag`, the
             Hub's name of the task, or None; `data`, dict of split to what it is, in words;
             `tables`, Markdown to stand below the scores.
@@ -2102,10 +2112,10 @@ class Run(Processes):
             self.folder /= f"eval-{number:.0f}"
             self.folder.mkdir(exist_ok=True)
         self.state_names = [*state]
-        vars(self).update(state)  # each an attribute of its own; a checkpoint gets them by name
+        vars(self).update(state)  # self.step, self.note …: each an attribute of its own
 
     def state(self):
-        """Give what a checkpoint carries besides the weights, as open_output names it: a dict."""
+        """What goes into a checkpoint's state.json: a dict, as of open_output."""
         return {name: vars(self)[name] for name in self.state_names}
 
     def load_model(self, kind, config, vocab_size, head, **settings):
@@ -2130,7 +2140,7 @@ class Run(Processes):
                  f"Running on  {self.device.type}, {self.num_processes} process{several}, "
                  f"{self.threads} CPU threads each, {precision}")
 
-    def only_use(self, model):
+    def prepare_for_evaluation(self, model):
         """Make a model ready that is not trained, as it computes in a training."""
         self.start_trackers()
         return self.accelerator.prepare_model(model, evaluation_mode=True)
@@ -2190,7 +2200,7 @@ class Run(Processes):
                 name = args.hub_model_id or self.folder.resolve().name
                 self.repository = huggingface_hub.create_repo(name, exist_ok=True).repo_id
 
-    def leave(self, model, tokenizer, results):
+    def save_model_and_results(self, model, tokenizer, results):
         """Save a model that was trained, and the results: before anything else can fail.
 
         Args:
@@ -2214,7 +2224,7 @@ class Run(Processes):
 
         A run that was resumed adds to the results that it finds.
         """
-        if not (self.is_main and self.writes):
+        if not (self.is_main and self.writes and results):
             return
         path, older = self.folder / "all_results.json", {}
         if self.checkpoint and path.exists():
@@ -2258,7 +2268,7 @@ Losses are in nats, a mean over what is predicted.
 {yaml.safe_dump(settings, allow_unicode=True)}```
 """
 
-    def end(self, results):
+    def report_results(self, results):
         """Show the results, and tell trackers and the Hub, which may fail."""
         rows = score_rows(results)
         if rows:
@@ -2277,10 +2287,11 @@ Losses are in nats, a mean over what is predicted.
 
 
 def score_rows(results):
-    """List (name, before, after) of the scores, as text."""
+    """List (name, before, after) of the scores, as text: of all results but those of the training."""
     rows = []
     for name, value in results.items():
-        if name.startswith(("eval_", "perplexity", "predict_")):
+        is_number = isinstance(value, int | float)
+        if is_number and not name.startswith(("initial_", "train_", "epoch", "step")):
             values = results.get(f"initial_{name}", "-"), value
             rows.append((name, *(f"{v:,.4f}" if isinstance(v, float) else f"{v}" for v in values)))
     return rows
@@ -2310,20 +2321,21 @@ class LoopRun(Run):
         max_steps: updates to make, from `begin` on.
     """
 
-    def begin(self, model, tokenizer, sampler, score, weights):
+    def begin(self, model, tokenizer, sampler, score, loss_weights):
         """Make ready for the first update, and clear the folder of what the run replaces.
 
         Args:
             model, tokenizer: as they are loaded.
             sampler: the GlobalBatchSampler of the run.
             score: function that scores a model, a dict of results; None where there are no data.
-            weights: dict of the name of each kind of loss to its weight in the sum.
+            loss_weights: dict of the name of each kind of loss to its weight in the sum.
 
         Returns:
             The model, wrapped for several processes and for its precision.
         """
         args, self.pending = self.args, []  # losses that are still on the device
-        self.tokenizer, self.sampler, self.score, self.weights = tokenizer, sampler, score, weights
+        self.tokenizer, self.sampler = tokenizer, sampler
+        self.score, self.loss_weights = score, loss_weights
         self.max_steps = args.max_steps
         if self.max_steps <= 0:
             self.max_steps = sampler.updates_until(args.num_train_epochs)
@@ -2338,7 +2350,8 @@ class LoopRun(Run):
             path, scaler = self.checkpoint / "optimizer.pt", self.accelerator.scaler
             saved = torch.load(path, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.schedule.last_epoch = self.step  # rates are a function of the update
+            # Rates are a function of the update: of a schedule, nothing else has to be saved.
+            self.schedule.last_epoch = self.step
             if scaler and saved["scaler"]:
                 scaler.load_state_dict(saved["scaler"])
         self.say(f"Updates     {self.max_steps:,}, {sampler.updates_in(0):,} an epoch, with "
@@ -2389,22 +2402,22 @@ class LoopRun(Run):
         self.totals = np.add(self.totals, [[0] * len(counts), counts]).tolist()
         self.bar.update()
         if self.is_due("steps", args.logging_steps) or is_last:
-            self.settle()
+            self.collect_losses()
             means = self.means(np.subtract(self.totals, self.logged))
             self.logged = self.totals
             rate = self.schedule.get_last_lr()[0]
             self.log({**means, "learning_rate": rate, "grad_norm": norm.item()})
         since = time.perf_counter()
-        saves = self.is_due(args.save_strategy, args.save_steps)
-        scores = self.is_due(args.eval_strategy, args.eval_steps) or is_last
-        if self.score and (scores or (saves and args.load_best_model_at_end)):
+        save_is_due = self.is_due(args.save_strategy, args.save_steps)
+        score_is_due = self.is_due(args.eval_strategy, args.eval_steps) or is_last
+        if self.score and (score_is_due or (save_is_due and args.load_best_model_at_end)):
             self.evaluate()
-        if saves or (stop and not is_last):
+        if save_is_due or (stop and not is_last):
             self.save()
         self.begun += time.perf_counter() - since  # neither is training
         return not (stop or is_last)
 
-    def settle(self):
+    def collect_losses(self):
         """Read the losses that are still on the device, and add them up over all processes."""
         if self.pending:
             losses = torch.stack(self.pending).cpu().double().sum(dim=0)  # (kinds,)
@@ -2414,8 +2427,8 @@ class LoopRun(Run):
     def means(self, totals):
         """Turn sums of losses and their counts into means, and `loss`, their weighted sum."""
         means = np.divide(totals[0], np.maximum(totals[1], 1)).tolist()  # (kinds,)
-        loss = float(np.dot(means, [*self.weights.values()]))
-        return {"loss": loss, **dict(zip(self.weights, means, strict=True))}
+        loss = float(np.dot(means, [*self.loss_weights.values()]))
+        return {"loss": loss, **dict(zip(self.loss_weights, means, strict=True))}
 
     def log(self, values):
         """Add a line to log.jsonl, print it, and tell the trackers."""
@@ -2423,7 +2436,8 @@ class LoopRun(Run):
             epoch = round(self.sampler.epochs_until(self.step), 4)
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, "epoch": epoch, **values}) + "\n")
-            shown = (f"{name} {value:.6g}" for name, value in islice(values.items(), 6))
+            shown = (f"{name} {value:.6g}" for name, value in values.items()
+                     if isinstance(value, float))
             tqdm.write(f"Update {self.step:>6}  {'  '.join(shown)}")
         self.accelerator.log(values, step=self.step)
 
@@ -2434,7 +2448,7 @@ class LoopRun(Run):
 
     def save(self):
         """Save a checkpoint; note the best of those that are saved, so that it can be loaded."""
-        self.settle()
+        self.collect_losses()
         args, keep = self.args, None
         if args.load_best_model_at_end and self.latest.get("step") == self.step:
             both = [self.best or self.latest, self.latest]
@@ -2462,7 +2476,7 @@ class LoopRun(Run):
         """Give the model as it is saved."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    def finish(self):
+    def finish_training(self):
         """End the run where a signal has stopped it; else load the best model, if asked for.
 
         Returns:

@@ -1393,7 +1393,8 @@ def fit_rounds(run, tokenizer, config, labels, scheme, data, taggers):
 
 def begin_round(run, number, extra):
     """Make the run of a round, in a folder of its own. extra: its pseudo-labelled sentences."""
-    args, part = run.args, copy.copy(run)
+    args = run.args
+    part = copy.copy(run)  # shares card and settings; folder, checkpoint and state are its own
     part.folder = run.folder / f"round-{number}"
     part.checkpoint, state = open_output(part.folder, True, args.resume_from_checkpoint,
                                          args.overwrite_output_dir, run.say)
@@ -1504,7 +1505,7 @@ def train_or_load(run, tokenizer, config, labels, scheme, data, taggers):
     """Train, in rounds where there are unlabelled sentences, or only load: (model, results)."""
     score = taggers.get("validation")
     if not run.args.do_train:
-        model = run.only_use(load_tagger(run, config, labels, scheme, len(tokenizer)))
+        model = run.prepare_for_evaluation(load_tagger(run, config, labels, scheme, len(tokenizer)))
         return model, score(model) if run.args.do_eval and score else {}
     if "unlabeled" in data:
         trainer, results = fit_rounds(run, tokenizer, config, labels, scheme, data, taggers)
@@ -1556,11 +1557,11 @@ def main(argv=None):
     with explain_out_of_memory(args.max_seq_length):
         model, results = train_or_load(run, tokenizer, config, labels, scheme, data, taggers)
         describe_for_card(run, data, {})
-        run.leave(run.accelerator.unwrap_model(model, keep_torch_compile=False), tokenizer, results)
+        run.save_model_and_results(run.accelerator.unwrap_model(model, keep_torch_compile=False), tokenizer, results)
         results = label_at_end(run, model, taggers, text_tagger, results)
         describe_for_card(run, data, results.get("per_entity", {}))
         run.write_results(results)
-    run.end(results)
+    run.report_results(results)
     if "test" in taggers:
         run.say(f"\n{len(data['test'][0]):,} sentences are labelled in "
                 f"{run.folder / 'predictions.conll'}, their entities listed in predictions.jsonl")
@@ -2002,6 +2003,8 @@ def read_parquet(path):
                 yield f"{path}, row {number}", row
 
 
+# Ending to reader. A reader yields (place, dict of the row), or (place, InputError) for a faulty
+# row. Files of any other ending are no tables.
 TABLES = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv,
           ".parquet": read_parquet}
 
@@ -2490,7 +2493,7 @@ def save_checkpoint(output_dir, step, write, limit, keep=None):
 # The folder of a run: what may lie there, and what a run goes on from.
 
 def open_output(output_dir, training, resume, overwrite, say):
-    """Make the output folder, and find the checkpoint to go on from: (folder, state).
+    """Make the output folder, and find the checkpoint to go on from: (checkpoint, state).
 
     Args:
         output_dir: folder of the run; None where it leaves nothing behind.
@@ -2520,7 +2523,10 @@ def open_output(output_dir, training, resume, overwrite, say):
         tempfile.TemporaryFile(dir=output_dir).close()
     output_dir, checkpoint = Path(output_dir), None
     folders = list_checkpoints(output_dir)
-    for folder in reversed(folders) if resume == "latest" else [Path(resume)] if resume else ():
+    candidates = [Path(resume)] if resume else []
+    if resume == "latest":
+        candidates = reversed(folders)
+    for folder in candidates:
         fault = checkpoint_fault(folder)
         if fault is None:
             checkpoint = folder
@@ -2546,7 +2552,7 @@ def open_output(output_dir, training, resume, overwrite, say):
 
 
 def clear_output(output_dir, step, overwrite):
-    """Clear the folder of later checkpoints, halves, and the log from this update on."""
+    """Remove checkpoints and log lines after this update, and what a kill has left half done."""
     folders = [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model"]  # a kill leaves halves
     if overwrite or step:
         folders += [path for path in list_checkpoints(output_dir) if step_of(path) > step]
@@ -2656,7 +2662,8 @@ class Run(Processes):
         is_main: whether this is the first process.
         folder: where the run leaves what it makes.
         checkpoint: folder of the one that it goes on from, or None.
-        step, note, and what else open_output names: what a checkpoint carries besides the weights.
+        step, totals, logged, initial, latest, best, fills, note, made_with, ended_by_patience, run_id:
+            the state of the run, which goes into a checkpoint's state.json, as of open_output.
         card: what the model card says: `task`, what was done with the model, in words; `tag`, the
             Hub's name of the task, or None; `data`, dict of split to what it is, in words;
             `tables`, Markdown to stand below the scores.
@@ -2703,10 +2710,10 @@ class Run(Processes):
             self.folder /= f"eval-{number:.0f}"
             self.folder.mkdir(exist_ok=True)
         self.state_names = [*state]
-        vars(self).update(state)  # each an attribute of its own; a checkpoint gets them by name
+        vars(self).update(state)  # self.step, self.note …: each an attribute of its own
 
     def state(self):
-        """Give what a checkpoint carries besides the weights, as open_output names it: a dict."""
+        """What goes into a checkpoint's state.json: a dict, as of open_output."""
         return {name: vars(self)[name] for name in self.state_names}
 
     def load_model(self, kind, config, vocab_size, head, **settings):
@@ -2731,7 +2738,7 @@ class Run(Processes):
                  f"Running on  {self.device.type}, {self.num_processes} process{several}, "
                  f"{self.threads} CPU threads each, {precision}")
 
-    def only_use(self, model):
+    def prepare_for_evaluation(self, model):
         """Make a model ready that is not trained, as it computes in a training."""
         self.start_trackers()
         return self.accelerator.prepare_model(model, evaluation_mode=True)
@@ -2791,7 +2798,7 @@ class Run(Processes):
                 name = args.hub_model_id or self.folder.resolve().name
                 self.repository = huggingface_hub.create_repo(name, exist_ok=True).repo_id
 
-    def leave(self, model, tokenizer, results):
+    def save_model_and_results(self, model, tokenizer, results):
         """Save a model that was trained, and the results: before anything else can fail.
 
         Args:
@@ -2815,7 +2822,7 @@ class Run(Processes):
 
         A run that was resumed adds to the results that it finds.
         """
-        if not (self.is_main and self.writes):
+        if not (self.is_main and self.writes and results):
             return
         path, older = self.folder / "all_results.json", {}
         if self.checkpoint and path.exists():
@@ -2859,7 +2866,7 @@ Losses are in nats, a mean over what is predicted.
 {yaml.safe_dump(settings, allow_unicode=True)}```
 """
 
-    def end(self, results):
+    def report_results(self, results):
         """Show the results, and tell trackers and the Hub, which may fail."""
         rows = score_rows(results)
         if rows:
@@ -2878,10 +2885,11 @@ Losses are in nats, a mean over what is predicted.
 
 
 def score_rows(results):
-    """List (name, before, after) of the scores, as text."""
+    """List (name, before, after) of the scores, as text: of all results but those of the training."""
     rows = []
     for name, value in results.items():
-        if name.startswith(("eval_", "perplexity", "predict_")):
+        is_number = isinstance(value, int | float)
+        if is_number and not name.startswith(("initial_", "train_", "epoch", "step")):
             values = results.get(f"initial_{name}", "-"), value
             rows.append((name, *(f"{v:,.4f}" if isinstance(v, float) else f"{v}" for v in values)))
     return rows
@@ -3029,13 +3037,14 @@ class RunCallback(TrainerCallback):
             control.should_evaluate = True  # before it is saved: a checkpoint has its scores
         if run.sum(run.stop_signal.number > 0)[0] and not is_last:
             trainer.stopped = control.should_save = control.should_training_stop = True
-        control.should_log |= is_last or control.should_save  # no loss is left for after a resume
+        # What is not logged yet would be lost to a resume.
+        control.should_log |= is_last or control.should_save
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_log |= control.should_save
         if self.trainer.scored_at == state.global_step:
             control.should_evaluate = False
-        if self.trainer.stopped:  # no end of an epoch: what is due at one is done after the resume
+        if self.trainer.stopped:  # within an epoch: its evaluation and checkpoint come after the resume
             control.should_evaluate = control.should_save = False
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -3076,7 +3085,7 @@ class ExactTrainer(Trainer):
         stopped: whether a signal ended the training.
         paused: seconds spent on scoring and saving.
         scored_at: the update after which the model was last scored, or None.
-        last_update: how many there are to be.
+        max_steps: how many there are to be.
 
     Raises:
         InputError: the flags do not go together, or a package that they need is missing.
@@ -3090,10 +3099,10 @@ class ExactTrainer(Trainer):
                    "--lr_scheduler_type and what is like them in --help."):
             super().__init__(data_collator=collator, train_dataset=range(sampler.n),
                              eval_dataset=range(1) if score else None, **rest)
-            self.last_update = self.args.max_steps
-            if self.last_update <= 0:
-                self.last_update = sampler.updates_until(self.args.num_train_epochs)
-            self.create_optimizer_and_scheduler(self.last_update)
+            self.max_steps = self.args.max_steps
+            if self.max_steps <= 0:
+                self.max_steps = sampler.updates_until(self.args.num_train_epochs)
+            self.create_optimizer_and_scheduler(self.max_steps)
         self.add_callback(RunCallback(self))
         self.remove_callback(PrinterCallback)
 
@@ -3156,7 +3165,7 @@ class ExactTrainer(Trainer):
     def _load_rng_state(self, checkpoint):
         pass  # see on_step_begin
 
-    def finish(self, checkpoint):
+    def restore_finished(self, checkpoint):
         """Take up the state of a run that had come to its end, and the model that it kept."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.accelerator.prepare_model(self.model, evaluation_mode=True)
@@ -3174,10 +3183,10 @@ def run_trainer(trainer):
     run, args, patience = trainer.run, trainer.args, trainer.args.early_stopping_patience
     sampler, checkpoint, before = trainer.sampler, run.checkpoint, run.step
     begun = time.perf_counter()
-    ended = checkpoint and (before >= trainer.last_update
+    ended = checkpoint and (before >= trainer.max_steps
                             or (patience and run.ended_by_patience == patience))
     if ended:
-        trainer.finish(checkpoint)  # there is nothing left to do; train() would do one update more
+        trainer.restore_finished(checkpoint)  # there is nothing left to do; train() would do one update more
     else:
         with run.stop_signal:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -3277,7 +3286,7 @@ class TrainerRun(Run):
                                tokenizer=tokenizer,
                                callbacks=[EarlyStoppingCallback(patience)] if patience else None,
                                **how)
-        self.say(f"Updates     {trainer.last_update:,}, {sampler.updates_in(0):,} an epoch, with "
+        self.say(f"Updates     {trainer.max_steps:,}, {sampler.updates_in(0):,} an epoch, with "
                  f"{sampler.global_batch} windows each (processes {self.num_processes} x batch "
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); "
                  f"{sampler.padding():.1%} of the tokens are padding")

@@ -224,6 +224,10 @@ def silent(*_lines):
     """Take what a script says while it loads a model: the page says it."""
 
 
+for script in (run_mlm, run_nsp, run_ner, run_qa):
+    script.Run.say = silent
+
+
 def check_text(name, text, limit):
     """Raise InputError where a field holds what cannot be asked."""
     if not isinstance(text, str):
@@ -252,9 +256,8 @@ def parse_asked(script, asked, folder):
 
 def load_plain(script, args, config, tokenizer, kind, head):
     """Load a model that is asked in float32, as the main function of a loop does: (model, note)."""
-    run = script.Run(args, "demo", writes=False)
-    script.set_seed(args.seed)
-    model, note = script.load_model(kind, args.model, config, len(tokenizer), head, **script.hub_settings(args))
+    run = script.LoopRun("demo", args, writes=False)
+    model, note = run.load_model(kind, config, len(tokenizer), head)
     return model.to(run.device), note
 
 
@@ -331,10 +334,8 @@ class Entities:
     def __init__(self, folder):
         self.args, config, self.tokenizer = parse_asked(run_ner, ["--text", "A"], folder)
         self.labels, self.scheme, self.moves = run_ner.choose_tags(self.args, config, {}, None, silent)
-        output = run_ner.open_output(None, False, None, False, silent)
-        self.run = run_ner.Run("ner", run_ner.NerArguments, self.args, False, output, silent)
-        _, self.model, _, self.note = run_ner.train_or_load(
-            self.run, self.tokenizer, config, self.labels, self.scheme, {}, {})
+        self.run = run_ner.TrainerRun("ner", self.args, False, run_ner.NerArguments)
+        self.model, _ = run_ner.train_or_load(self.run, self.tokenizer, config, self.labels, self.scheme, {}, {})
 
     def __call__(self, text: str) -> dict:
         check_text("The text", text, LONG)
@@ -344,7 +345,7 @@ class Entities:
         tagger(self.model)
         text, entities = run_ner.entities_of(row, tagger.tags[0], tagger.chances[0])
         return {"text": text, "entities": entities, "windows": len(tagger.windows),
-                "careful": careful(self.args.model, self.note)}
+                "careful": careful(self.args.model, self.run.note)}
 
 
 class QuestionAnswering:
@@ -352,10 +353,10 @@ class QuestionAnswering:
 
     def __init__(self, folder):
         self.args, config, self.tokenizer = parse_asked(run_qa, ["--question", "Q", "--context", "C"], folder)
-        run, _, version_2 = run_qa.begin(self.args, config, self.tokenizer, silent)
+        run, _, version_2 = run_qa.begin(self.args, config, self.tokenizer)
         self.threshold = run_qa.choose_threshold(self.args, config, version_2, {})
-        _, self.model, _ = run_qa.train_or_load(run, self.tokenizer, config, None, None)
-        self.note = run.state["note"]
+        self.model, _ = run_qa.train_or_load(run, self.tokenizer, config, None, None)
+        self.note = run.note
         self.config, self.how = config, {
             "version_2": version_2, "threshold": self.threshold, "n_best": self.args.n_best_size,
             "max_answer_length": self.args.max_answer_length, "batch_size": self.args.per_device_eval_batch_size,

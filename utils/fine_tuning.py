@@ -89,7 +89,7 @@ class TrainerRun(Run):
                                tokenizer=tokenizer,
                                callbacks=[EarlyStoppingCallback(patience)] if patience else None,
                                **how)
-        self.say(f"Updates     {trainer.last_update:,}, {sampler.updates_in(0):,} an epoch, with "
+        self.say(f"Updates     {trainer.max_steps:,}, {sampler.updates_in(0):,} an epoch, with "
                  f"{sampler.global_batch} windows each (processes {self.num_processes} x batch "
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); "
                  f"{sampler.padding():.1%} of the tokens are padding")

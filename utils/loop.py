@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from itertools import islice
 
 import numpy as np
 import torch
@@ -39,20 +38,21 @@ class LoopRun(Run):
         max_steps: updates to make, from `begin` on.
     """
 
-    def begin(self, model, tokenizer, sampler, score, weights):
+    def begin(self, model, tokenizer, sampler, score, loss_weights):
         """Make ready for the first update, and clear the folder of what the run replaces.
 
         Args:
             model, tokenizer: as they are loaded.
             sampler: the GlobalBatchSampler of the run.
             score: function that scores a model, a dict of results; None where there are no data.
-            weights: dict of the name of each kind of loss to its weight in the sum.
+            loss_weights: dict of the name of each kind of loss to its weight in the sum.
 
         Returns:
             The model, wrapped for several processes and for its precision.
         """
         args, self.pending = self.args, []  # losses that are still on the device
-        self.tokenizer, self.sampler, self.score, self.weights = tokenizer, sampler, score, weights
+        self.tokenizer, self.sampler = tokenizer, sampler
+        self.score, self.loss_weights = score, loss_weights
         self.max_steps = args.max_steps
         if self.max_steps <= 0:
             self.max_steps = sampler.updates_until(args.num_train_epochs)
@@ -67,7 +67,8 @@ class LoopRun(Run):
             path, scaler = self.checkpoint / "optimizer.pt", self.accelerator.scaler
             saved = torch.load(path, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.schedule.last_epoch = self.step  # rates are a function of the update
+            # Rates are a function of the update: of a schedule, nothing else has to be saved.
+            self.schedule.last_epoch = self.step
             if scaler and saved["scaler"]:
                 scaler.load_state_dict(saved["scaler"])
         self.say(f"Updates     {self.max_steps:,}, {sampler.updates_in(0):,} an epoch, with "
@@ -118,22 +119,22 @@ class LoopRun(Run):
         self.totals = np.add(self.totals, [[0] * len(counts), counts]).tolist()
         self.bar.update()
         if self.is_due("steps", args.logging_steps) or is_last:
-            self.settle()
+            self.collect_losses()
             means = self.means(np.subtract(self.totals, self.logged))
             self.logged = self.totals
             rate = self.schedule.get_last_lr()[0]
             self.log({**means, "learning_rate": rate, "grad_norm": norm.item()})
         since = time.perf_counter()
-        saves = self.is_due(args.save_strategy, args.save_steps)
-        scores = self.is_due(args.eval_strategy, args.eval_steps) or is_last
-        if self.score and (scores or (saves and args.load_best_model_at_end)):
+        save_is_due = self.is_due(args.save_strategy, args.save_steps)
+        score_is_due = self.is_due(args.eval_strategy, args.eval_steps) or is_last
+        if self.score and (score_is_due or (save_is_due and args.load_best_model_at_end)):
             self.evaluate()
-        if saves or (stop and not is_last):
+        if save_is_due or (stop and not is_last):
             self.save()
         self.begun += time.perf_counter() - since  # neither is training
         return not (stop or is_last)
 
-    def settle(self):
+    def collect_losses(self):
         """Read the losses that are still on the device, and add them up over all processes."""
         if self.pending:
             losses = torch.stack(self.pending).cpu().double().sum(dim=0)  # (kinds,)
@@ -143,8 +144,8 @@ class LoopRun(Run):
     def means(self, totals):
         """Turn sums of losses and their counts into means, and `loss`, their weighted sum."""
         means = np.divide(totals[0], np.maximum(totals[1], 1)).tolist()  # (kinds,)
-        loss = float(np.dot(means, [*self.weights.values()]))
-        return {"loss": loss, **dict(zip(self.weights, means, strict=True))}
+        loss = float(np.dot(means, [*self.loss_weights.values()]))
+        return {"loss": loss, **dict(zip(self.loss_weights, means, strict=True))}
 
     def log(self, values):
         """Add a line to log.jsonl, print it, and tell the trackers."""
@@ -152,7 +153,8 @@ class LoopRun(Run):
             epoch = round(self.sampler.epochs_until(self.step), 4)
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, "epoch": epoch, **values}) + "\n")
-            shown = (f"{name} {value:.6g}" for name, value in islice(values.items(), 6))
+            shown = (f"{name} {value:.6g}" for name, value in values.items()
+                     if isinstance(value, float))
             tqdm.write(f"Update {self.step:>6}  {'  '.join(shown)}")
         self.accelerator.log(values, step=self.step)
 
@@ -163,7 +165,7 @@ class LoopRun(Run):
 
     def save(self):
         """Save a checkpoint; note the best of those that are saved, so that it can be loaded."""
-        self.settle()
+        self.collect_losses()
         args, keep = self.args, None
         if args.load_best_model_at_end and self.latest.get("step") == self.step:
             both = [self.best or self.latest, self.latest]
@@ -191,7 +193,7 @@ class LoopRun(Run):
         """Give the model as it is saved."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    def finish(self):
+    def finish_training(self):
         """End the run where a signal has stopped it; else load the best model, if asked for.
 
         Returns:

@@ -13,7 +13,7 @@ from utils.writing import written_aside
 
 
 def open_output(output_dir, training, resume, overwrite, say):
-    """Make the output folder, and find the checkpoint to go on from: (folder, state).
+    """Make the output folder, and find the checkpoint to go on from: (checkpoint, state).
 
     Args:
         output_dir: folder of the run; None where it leaves nothing behind.
@@ -43,7 +43,10 @@ def open_output(output_dir, training, resume, overwrite, say):
         tempfile.TemporaryFile(dir=output_dir).close()
     output_dir, checkpoint = Path(output_dir), None
     folders = list_checkpoints(output_dir)
-    for folder in reversed(folders) if resume == "latest" else [Path(resume)] if resume else ():
+    candidates = [Path(resume)] if resume else []
+    if resume == "latest":
+        candidates = reversed(folders)
+    for folder in candidates:
         fault = checkpoint_fault(folder)
         if fault is None:
             checkpoint = folder
@@ -69,7 +72,7 @@ def open_output(output_dir, training, resume, overwrite, say):
 
 
 def clear_output(output_dir, step, overwrite):
-    """Clear the folder of later checkpoints, halves, and the log from this update on."""
+    """Remove checkpoints and log lines after this update, and what a kill has left half done."""
     folders = [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model"]  # a kill leaves halves
     if overwrite or step:
         folders += [path for path in list_checkpoints(output_dir) if step_of(path) > step]

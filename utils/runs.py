@@ -42,7 +42,8 @@ class Run(Processes):
         is_main: whether this is the first process.
         folder: where the run leaves what it makes.
         checkpoint: folder of the one that it goes on from, or None.
-        step, note, and what else open_output names: what a checkpoint carries besides the weights.
+        step, totals, logged, initial, latest, best, fills, note, made_with, ended_by_patience, run_id:
+            the state of the run, which goes into a checkpoint's state.json, as of open_output.
         card: what the model card says: `task`, what was done with the model, in words; `tag`, the
             Hub's name of the task, or None; `data`, dict of split to what it is, in words;
             `tables`, Markdown to stand below the scores.
@@ -89,10 +90,10 @@ class Run(Processes):
             self.folder /= f"eval-{number:.0f}"
             self.folder.mkdir(exist_ok=True)
         self.state_names = [*state]
-        vars(self).update(state)  # each an attribute of its own; a checkpoint gets them by name
+        vars(self).update(state)  # self.step, self.note …: each an attribute of its own
 
     def state(self):
-        """Give what a checkpoint carries besides the weights, as open_output names it: a dict."""
+        """What goes into a checkpoint's state.json: a dict, as of open_output."""
         return {name: vars(self)[name] for name in self.state_names}
 
     def load_model(self, kind, config, vocab_size, head, **settings):
@@ -117,7 +118,7 @@ class Run(Processes):
                  f"Running on  {self.device.type}, {self.num_processes} process{several}, "
                  f"{self.threads} CPU threads each, {precision}")
 
-    def only_use(self, model):
+    def prepare_for_evaluation(self, model):
         """Make a model ready that is not trained, as it computes in a training."""
         self.start_trackers()
         return self.accelerator.prepare_model(model, evaluation_mode=True)
@@ -177,7 +178,7 @@ class Run(Processes):
                 name = args.hub_model_id or self.folder.resolve().name
                 self.repository = huggingface_hub.create_repo(name, exist_ok=True).repo_id
 
-    def leave(self, model, tokenizer, results):
+    def save_model_and_results(self, model, tokenizer, results):
         """Save a model that was trained, and the results: before anything else can fail.
 
         Args:
@@ -201,7 +202,7 @@ class Run(Processes):
 
         A run that was resumed adds to the results that it finds.
         """
-        if not (self.is_main and self.writes):
+        if not (self.is_main and self.writes and results):
             return
         path, older = self.folder / "all_results.json", {}
         if self.checkpoint and path.exists():
@@ -245,7 +246,7 @@ Losses are in nats, a mean over what is predicted.
 {yaml.safe_dump(settings, allow_unicode=True)}```
 """
 
-    def end(self, results):
+    def report_results(self, results):
         """Show the results, and tell trackers and the Hub, which may fail."""
         rows = score_rows(results)
         if rows:
@@ -264,10 +265,11 @@ Losses are in nats, a mean over what is predicted.
 
 
 def score_rows(results):
-    """List (name, before, after) of the scores, as text."""
+    """List (name, before, after) of the scores, as text: of all results but those of the training."""
     rows = []
     for name, value in results.items():
-        if name.startswith(("eval_", "perplexity", "predict_")):
+        is_number = isinstance(value, int | float)
+        if is_number and not name.startswith(("initial_", "train_", "epoch", "step")):
             values = results.get(f"initial_{name}", "-"), value
             rows.append((name, *(f"{v:,.4f}" if isinstance(v, float) else f"{v}" for v in values)))
     return rows

@@ -47,5 +47,7 @@ def read_parquet(path):
                 yield f"{path}, row {number}", row
 
 
+# Ending to reader. A reader yields (place, dict of the row), or (place, InputError) for a faulty
+# row. Files of any other ending are no tables.
 TABLES = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv,
           ".parquet": read_parquet}

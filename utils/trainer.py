@@ -157,13 +157,14 @@ class RunCallback(TrainerCallback):
             control.should_evaluate = True  # before it is saved: a checkpoint has its scores
         if run.sum(run.stop_signal.number > 0)[0] and not is_last:
             trainer.stopped = control.should_save = control.should_training_stop = True
-        control.should_log |= is_last or control.should_save  # no loss is left for after a resume
+        # What is not logged yet would be lost to a resume.
+        control.should_log |= is_last or control.should_save
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_log |= control.should_save
         if self.trainer.scored_at == state.global_step:
             control.should_evaluate = False
-        if self.trainer.stopped:  # no end of an epoch: what is due at one is done after the resume
+        if self.trainer.stopped:  # within an epoch: its evaluation and checkpoint come after the resume
             control.should_evaluate = control.should_save = False
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -204,7 +205,7 @@ class ExactTrainer(Trainer):
         stopped: whether a signal ended the training.
         paused: seconds spent on scoring and saving.
         scored_at: the update after which the model was last scored, or None.
-        last_update: how many there are to be.
+        max_steps: how many there are to be.
 
     Raises:
         InputError: the flags do not go together, or a package that they need is missing.
@@ -218,10 +219,10 @@ class ExactTrainer(Trainer):
                    "--lr_scheduler_type and what is like them in --help."):
             super().__init__(data_collator=collator, train_dataset=range(sampler.n),
                              eval_dataset=range(1) if score else None, **rest)
-            self.last_update = self.args.max_steps
-            if self.last_update <= 0:
-                self.last_update = sampler.updates_until(self.args.num_train_epochs)
-            self.create_optimizer_and_scheduler(self.last_update)
+            self.max_steps = self.args.max_steps
+            if self.max_steps <= 0:
+                self.max_steps = sampler.updates_until(self.args.num_train_epochs)
+            self.create_optimizer_and_scheduler(self.max_steps)
         self.add_callback(RunCallback(self))
         self.remove_callback(PrinterCallback)
 
@@ -284,7 +285,7 @@ class ExactTrainer(Trainer):
     def _load_rng_state(self, checkpoint):
         pass  # see on_step_begin
 
-    def finish(self, checkpoint):
+    def restore_finished(self, checkpoint):
         """Take up the state of a run that had come to its end, and the model that it kept."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.accelerator.prepare_model(self.model, evaluation_mode=True)
@@ -302,10 +303,10 @@ def run_trainer(trainer):
     run, args, patience = trainer.run, trainer.args, trainer.args.early_stopping_patience
     sampler, checkpoint, before = trainer.sampler, run.checkpoint, run.step
     begun = time.perf_counter()
-    ended = checkpoint and (before >= trainer.last_update
+    ended = checkpoint and (before >= trainer.max_steps
                             or (patience and run.ended_by_patience == patience))
     if ended:
-        trainer.finish(checkpoint)  # there is nothing left to do; train() would do one update more
+        trainer.restore_finished(checkpoint)  # there is nothing left to do; train() would do one update more
     else:
         with run.stop_signal:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
