@@ -63,7 +63,7 @@ try:
     from accelerate.utils import parse_flag_from_env, send_to_device, set_seed
     from torch.utils.data import DataLoader, Sampler, Subset
     from tqdm import tqdm
-    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, get_scheduler, pipeline
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, get_scheduler
     from transformers.hf_argparser import string_to_bool
 except ImportError as error:
     print(f"run_mlm.py: error: {error}. Install what it needs: "
@@ -602,8 +602,12 @@ def check_texts(texts, config, tokenizer):
 
 
 def fill_masks(model, tokenizer, texts):
-    """Fill masks: a dict of text to the five best (word, probability) of each mask."""
-    fill = pipeline("fill-mask", model=model.eval(), tokenizer=tokenizer, device=model.device)
+    """Fill masks. Returns a dict of text to the five best (word, probability) of each mask."""
+    if not texts:
+        return {}
+    # Not among the imports at the top, where it would cost each run two seconds.
+    fill = transformers.pipeline("fill-mask", model=model.eval(), tokenizer=tokenizer,
+                                 device=model.device)
     fills = {}
     for text in texts:
         # Models differ in how a mask is written.
