@@ -2013,7 +2013,7 @@ TABLES = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": rea
 # Data sets of the Hub, and what each split of a run is made of.
 
 def load_splits(dataset_name, dataset_config_name):
-    """Load a data set of the Hub, or of a folder: dict of split to Dataset.
+    """Load a data set of the Hub, of a folder, or of save_to_disk: dict of split to Dataset.
 
     InputError where that fails.
     """
@@ -2021,6 +2021,10 @@ def load_splits(dataset_name, dataset_config_name):
                "--dataset_config_name. Without network, give --train_file with a file of your "
                "own, or a folder that holds the data set, or bring along a cache from where there "
                f"is network: {datasets.config.HF_DATASETS_CACHE}"):
+        if Path(dataset_name, "dataset_dict.json").exists():
+            return datasets.load_from_disk(dataset_name)
+        if Path(dataset_name, "state.json").exists():  # of one split, as save_to_disk writes it
+            return {"train": datasets.load_from_disk(dataset_name)}
         return datasets.load_dataset(dataset_name, dataset_config_name)
 
 

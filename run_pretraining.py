@@ -373,12 +373,10 @@ def masked_outputs(model, batch):
 
 def add_pair_flags(group):
     """Add the flags that say what documents, sentences and pairs are to a group of a parser."""
+    add_text_flags(group)
     add_flags(
         group,
         ("max_seq_length", number(int, 5), 128, "tokens per pair, [CLS] and [SEP]s too"),
-        ("text_column_name", str, "text", "column of a table that holds the documents"),
-        ("document_separator", ["auto", "blank_line", "line", "row"], "auto", "what ends a "
-         "document; auto: in text a blank line, or without any each line; in a table each row"),
         ("sentences_per_document", number(int, 2), "cut documents after so many sentences "
          "(default: not at all)"),
         ("language", str, "en", "of the text, as en or de, for its sentences; another code gets "
@@ -572,6 +570,22 @@ def stack_pairs(pairs, edges, pad_id):
             "next_sentence_label": torch.tensor([label for _, _, label in pairs])}
 
 
+def show_pairs(collator, tokenizer, split, say):
+    """Show what a split is: how many pairs, how many of them are cut, and two of them."""
+    plan, lengths = collator.plan(0), collator.documents.lengths
+    tokens = np.concatenate([[0], np.cumsum(lengths)])
+    cut = np.mean(tokens[plan[:, 2]] - tokens[plan[:, 0]] > collator.size)
+    if cut > 0.1:
+        say(f"  Careful:  {cut:.0%} of the pairs of {split} are longer than --max_seq_length, and "
+            "are cut")
+    batch = collator(sorted({0, len(plan) // 2}))
+    for ids, types, label in zip(batch["input_ids"], batch["token_type_ids"],
+                                 batch["next_sentence_label"], strict=True):
+        sides = [tokenizer.decode(ids[(types == side) & (ids != collator.pad_id)]) for side in (0, 1)]
+        verdict = ("is next", "not next")[label]
+        say(f"  Example:  {split}, {verdict}: {sides[0][:60]} | {sides[1][:60]}")
+
+
 def split_sentences(source, language):
     """Make of a Source of paragraphs one of sentences.
 
@@ -615,14 +629,14 @@ def check_documents(documents, name, drawn, objective):
                      f"{advice}")
 
 
-def prepare_data(args, tokenizer, splits, say):
-    """Prepare the splits that the run needs, each a tuple by its name."""
+def prepare_data(args, tokenizer, splits, say, joined=False):
+    """Prepare the splits that the run needs, each a tuple by its name. joined: as for tokenize_source."""
     begun, data, tokenized = time.perf_counter(), {}, {}
-    sources = find_sources(args, splits, args.document_separator)
+    sources = find_sources(args, splits)
     for split, (source, part) in choose_parts(sources, args, splits).items():
         source = source if args.sentence_per_line else split_sentences(source, args.language)
         if source.key not in tokenized:
-            tokenized[source.key] = tokenize_source(source, tokenizer, args, say)
+            tokenized[source.key] = tokenize_source(source, tokenizer, args, say, joined)
         tokens = tokenized[source.key]
         documents = Documents(tokens, part, args.sentences_per_document)
         check_documents(documents, f"{source.name}: its {split} part", part[0] != "all",
@@ -888,7 +902,7 @@ def main(argv=None):
     run = LoopRun("pretraining", args, not args.prepare_only)
     splits = ["train", "validation"] + ["test"] * (args.do_predict or args.prepare_only)
     with run.main_first():
-        data = prepare_data(args, tokenizer, splits, run.say)
+        data = prepare_data(args, tokenizer, splits, run.say, args.pair_unit == "segment")
     if args.prepare_only:
         return
     model, note = run.load_model(AutoModelForPreTraining, config, len(tokenizer), "pair of heads")
@@ -901,6 +915,7 @@ def main(argv=None):
                                batch_size=args.per_device_eval_batch_size)
         words = f"{len(numbers):,} pairs an epoch of {name}"
         run.say(f"{split.capitalize():<11} {words}")
+        show_pairs(collator[split], tokenizer, split, run.say)
         run.card["data"][split] = words
     content.pop("test", None)
     tasks = f"masked language modelling and {OBJECTIVES[args.objective]} prediction"
@@ -1448,7 +1463,7 @@ TABLES = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": rea
 # Data sets of the Hub, and what each split of a run is made of.
 
 def load_splits(dataset_name, dataset_config_name):
-    """Load a data set of the Hub, or of a folder: dict of split to Dataset.
+    """Load a data set of the Hub, of a folder, or of save_to_disk: dict of split to Dataset.
 
     InputError where that fails.
     """
@@ -1456,6 +1471,10 @@ def load_splits(dataset_name, dataset_config_name):
                "--dataset_config_name. Without network, give --train_file with a file of your "
                "own, or a folder that holds the data set, or bring along a cache from where there "
                f"is network: {datasets.config.HF_DATASETS_CACHE}"):
+        if Path(dataset_name, "dataset_dict.json").exists():
+            return datasets.load_from_disk(dataset_name)
+        if Path(dataset_name, "state.json").exists():  # of one split, as save_to_disk writes it
+            return {"train": datasets.load_from_disk(dataset_name)}
         return datasets.load_dataset(dataset_name, dataset_config_name)
 
 
@@ -1501,7 +1520,21 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
 # ==== utils/texts.py, whole (to change it, change it there; `make fix` copies it) ====
 # Text to train on, out of files and data sets.
 
+# A character of a script that parts no words by blanks, or of its punctuation.
+UNPARTED = (r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+            r"\x{3000}-\x{303f}\x{30fc}\x{ff00}-\x{ffef}]")
 NAME_THE_COLUMN = "Name the column that holds the text with --text_column_name."
+
+
+def add_text_flags(group):
+    """Add the flags that say what the text is to a group of a parser."""
+    add_flags(
+        group,
+        ("text_column_name", str, "text", "column of a table that holds the text: its name, or a "
+         "path as body.text; a list there is the paragraphs of a document"),
+        ("document_separator", ["auto", "blank_line", "line", "row"], "auto", "what ends a "
+         "document; auto: in text a blank line, or without any each line; in a table each row"),
+    )
 
 
 class Source(NamedTuple):
@@ -1516,7 +1549,7 @@ class Source(NamedTuple):
     read: object
 
 
-def find_sources(args, splits, separator="auto"):
+def find_sources(args, splits):
     """Find the text of each split: dict of split to Source.
 
     InputError where a file or the data set is not there.
@@ -1524,10 +1557,8 @@ def find_sources(args, splits, separator="auto"):
     Args:
         args: Namespace of the flags.
         splits: those that are wanted.
-        separator: what ends a document: "auto", in text a blank line, or without any each line, and
-            in a table each row; "blank_line", also a row without text; "line" or "row".
     """
-    sources, how = {}, (args.text_column_name, separator)
+    sources, how = {}, (args.text_column_name, args.document_separator)
     loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
     for split in splits:
         patterns = getattr(args, f"{split}_file")
@@ -1571,11 +1602,12 @@ def read_files(paths, column, separator="auto"):
 
 def read_dataset(rows, column, separator, name):
     """Read the texts of a Dataset as those of a Source. InputError where it lacks the column."""
+    top = column if column in rows.column_names else column.partition(".")[0]
     with blame(name, NAME_THE_COLUMN):
-        rows = rows.select_columns(column)  # no other is decoded
+        rows = rows.select_columns(top)  # no other is decoded
     # Row by row it takes 50 times as long.
-    values = itertools.chain.from_iterable(batch[column] for batch in rows.iter(10_000))
-    places = ((f"{name}, row {n}", {column: value}) for n, value in enumerate(values))
+    values = itertools.chain.from_iterable(batch[top] for batch in rows.iter(10_000))
+    places = ((f"{name}, row {n}", {top: value}) for n, value in enumerate(values))
     yield from number_documents(read_column(places, column), separator == "blank_line")
 
 
@@ -1583,30 +1615,35 @@ def number_documents(batches, separated):
     """Number the documents of arrays of texts: yields batches as of a Source.
 
     Args:
-        batches: arrays of large_string.
-        separated: an empty text ends a document, not each text.
+        batches: (texts, ends), an array of large_string and whether each ends its row; bool,
+            (texts,).
+        separated: an empty text ends a document, not the end of a row.
     """
     number = 0
-    for texts in batches:
+    for texts, ends in batches:
         filled = pa.compute.binary_length(texts).to_numpy() > 0  # (texts,)
-        ends = ~(filled & separated)
+        ends = ~filled if separated else ends
         documents = number + np.cumsum(ends) - ends
         number += ends.sum()
         yield texts.filter(pa.array(filled)), documents[filled]
 
 
 def read_trimmed(path):
-    """Read the lines of plain text: yields arrays of them without the white space around them."""
+    """Read the lines of plain text, each a row: yields (texts, ends) as for number_documents.
+
+    The white space around them is taken off.
+    """
     # Without a Python object for each line, which would take most of the time.
     for _, text in read_chunks(path):
         lines = pa.compute.split_pattern(pa.array([text], pa.large_string()), "\n")
-        yield pa.compute.utf8_trim_whitespace(lines.values)  # line ends, too
+        texts = pa.compute.utf8_trim_whitespace(lines.values)  # line ends, too
+        yield texts, np.ones(len(texts), dtype=bool)
 
 
 def has_blank_lines(path):
     """Whether a blank line stands between two lines of text."""
     seen = b""  # a byte a line, 1 where there is text, from the first line of text on
-    for lines in read_trimmed(path):
+    for lines, _ in read_trimmed(path):
         filled = pa.compute.binary_length(lines).to_numpy() > 0
         seen = (seen + filled.tobytes()).lstrip(b"\0")
         if b"\0" in seen.rstrip(b"\0"):
@@ -1616,15 +1653,35 @@ def has_blank_lines(path):
 
 
 def read_column(rows, column):
-    """Read the texts of a table: yields arrays of them without the white space around them.
+    """Read the texts of a table: yields (texts, ends) as for number_documents.
 
     Args:
         rows: yields (place, dict of the row or the InputError of a faulty one).
         column: which of its values is the text; None is an empty one.
     """
     while batch := list(itertools.islice(rows, 10_000)):
-        yield pa.array([text_of(row, column, place, NAME_THE_COLUMN) for place, row in batch],
-                       pa.large_string())
+        texts, ends = [], []
+        for place, row in batch:
+            paragraphs = split_row(row, column)
+            texts += [text_of(part, column, place, NAME_THE_COLUMN) for part in paragraphs]
+            ends += [False] * (len(paragraphs) - 1) + [True]
+        yield pa.array(texts, pa.large_string()), np.array(ends)
+
+
+def split_row(row, column):
+    """Take a row apart into one for each paragraph, where its column holds a list of them.
+
+    Of a dotted column, as body.text, the value is looked for within other objects.
+    """
+    if isinstance(row, InputError):
+        return [row]
+    value = row
+    for name in [column] if column in row else column.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return [row]  # which text_of finds at fault
+        value = value[name]
+    paragraphs = value or [None] if isinstance(value, list) else [value]
+    return [{column: paragraph} for paragraph in paragraphs]
 
 
 def text_of(row, column, place, advice):
@@ -1665,20 +1722,47 @@ def draw_rows(total, which, percent, least=1):
     return {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[which]
 
 
-def write_texts(source, path):
+def put_blanks(texts, documents, last):
+    """Put the blank that parted them in front of texts that follow another of their document.
+
+    Nothing is put between two characters of scripts without blanks.
+
+    Args:
+        texts: array of large_string.
+        documents: their numbers; int64, (texts,).
+        last: the text and the number of the document before them.
+    """
+    before = pa.concat_arrays([pa.array([last[0]], texts.type), texts[:-1]])
+    follows = documents == np.concatenate([[last[1]], documents[:-1]])
+    edges = [pa.compute.match_substring_regex(character, UNPARTED) for character in
+             (pa.compute.utf8_slice_codeunits(before, -1),
+              pa.compute.utf8_slice_codeunits(texts, 0, 1))]
+    parted = pa.compute.invert(pa.compute.and_(*edges))
+    blank, nothing = pa.scalar(" ", texts.type), pa.scalar("", texts.type)
+    blanks = pa.compute.if_else(pa.compute.and_(parted, pa.array(follows)), blank, nothing)
+    return pa.compute.binary_join_element_wise(blanks, texts, nothing)
+
+
+def write_texts(source, path, joined):
     """Write what a Source reads to an Arrow file, in the columns text and document.
 
     InputError where there is none.
+
+    Args:
+        joined: texts of a document are to follow each other, as put_blanks parts them.
     """
     schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
-    rows = 0
+    last = "", -1
     with written_aside(path) as aside:
         with pa.ipc.new_stream(str(aside), schema) as writer:
-            for columns in tqdm(source.read(), desc="Reading", unit=" batches", disable=None,
-                                leave=False):
-                writer.write_batch(pa.record_batch([*columns], schema))
-                rows += len(columns[0])
-        if not rows:
+            for texts, documents in tqdm(source.read(), desc="Reading", unit=" batches",
+                                         disable=None, leave=False):
+                if not len(texts):
+                    continue
+                shown = put_blanks(texts, documents, last) if joined else texts
+                writer.write_batch(pa.record_batch([shown, documents], schema))
+                last = texts[-1].as_py(), documents[-1]
+        if last[1] < 0:
             raise InputError(f"{source.name}: there is no text in it, at most white space. "
                              "Expected UTF-8 text, a paragraph a line, or a table with a column "
                              "of texts.")
@@ -1788,7 +1872,7 @@ def rows_at_once(rows):
     return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
 
 
-def tokenize_source(source, tokenizer, args, say):
+def tokenize_source(source, tokenizer, args, say, joined):
     """Turn the text of a Source into token ids, kept in the cache by content.
 
     Args:
@@ -1796,6 +1880,7 @@ def tokenize_source(source, tokenizer, args, say):
         tokenizer: the model's own.
         args: Namespace of the flags.
         say: called with lines for the user, on what the text is like.
+        joined: texts of a document follow each other in an example.
 
     Returns:
         Dataset of `ids` (int32 lists, without special tokens) and `document`, a row for each text,
@@ -1804,11 +1889,11 @@ def tokenize_source(source, tokenizer, args, say):
     vocabulary = repr(tokenizer), tokenizer.get_vocab()
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()
-    key = hash_of(source.key, vocabulary)
+    key = hash_of(source.key, joined, vocabulary)
     path = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts", f"text-{key}.arrow")
     if is_overwritten(args) or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_texts(source, path)
+        write_texts(source, path, joined)
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
     number = rows_at_once(texts)
     first = texts[:number]["text"].to_pylist()
@@ -1834,14 +1919,18 @@ def describe_texts(texts, ids, unknown_id, say):
         say: called with lines for the user.
     """
     repeated = 1 - len({*texts}) / len(texts)
-    pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))
-    say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {pieces:.2f} "
-        f"tokens a word, {unknown:.2%} unknown")
+    words = ""
+    parted = sum(text.count(" ") for text in texts) > 0.05 * sum(map(len, texts))
+    if parted:  # else the language parts no words by blanks
+        pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
+        words = f"{pieces:.2f} tokens a word, "
+    say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {words}"
+        f"{unknown:.2%} of the tokens unknown")
     if repeated > 0.1:
         say("  Careful:  many lines stand there more than once; some may be trained and evaluated "
             "on alike")
-    if unknown > 0.01 or pieces > 2.5:
+    if unknown > 0.01 or (parted and pieces > 2.5):
         say("  Careful:  the tokenizer knows few of these words; another model may fit better")
 
 

@@ -14,18 +14,16 @@ from utils.arguments import add_flags, number
 from utils.batches import pad
 from utils.errors import InputError
 from utils.splits import choose_parts
-from utils.texts import draw_rows, find_sources
+from utils.texts import add_text_flags, draw_rows, find_sources
 from utils.tokenizing import tokenize_source
 
 
 def add_pair_flags(group):
     """Add the flags that say what documents, sentences and pairs are to a group of a parser."""
+    add_text_flags(group)
     add_flags(
         group,
         ("max_seq_length", number(int, 5), 128, "tokens per pair, [CLS] and [SEP]s too"),
-        ("text_column_name", str, "text", "column of a table that holds the documents"),
-        ("document_separator", ["auto", "blank_line", "line", "row"], "auto", "what ends a "
-         "document; auto: in text a blank line, or without any each line; in a table each row"),
         ("sentences_per_document", number(int, 2), "cut documents after so many sentences "
          "(default: not at all)"),
         ("language", str, "en", "of the text, as en or de, for its sentences; another code gets "
@@ -219,6 +217,22 @@ def stack_pairs(pairs, edges, pad_id):
             "next_sentence_label": torch.tensor([label for _, _, label in pairs])}
 
 
+def show_pairs(collator, tokenizer, split, say):
+    """Show what a split is: how many pairs, how many of them are cut, and two of them."""
+    plan, lengths = collator.plan(0), collator.documents.lengths
+    tokens = np.concatenate([[0], np.cumsum(lengths)])
+    cut = np.mean(tokens[plan[:, 2]] - tokens[plan[:, 0]] > collator.size)
+    if cut > 0.1:
+        say(f"  Careful:  {cut:.0%} of the pairs of {split} are longer than --max_seq_length, and "
+            "are cut")
+    batch = collator(sorted({0, len(plan) // 2}))
+    for ids, types, label in zip(batch["input_ids"], batch["token_type_ids"],
+                                 batch["next_sentence_label"], strict=True):
+        sides = [tokenizer.decode(ids[(types == side) & (ids != collator.pad_id)]) for side in (0, 1)]
+        verdict = ("is next", "not next")[label]
+        say(f"  Example:  {split}, {verdict}: {sides[0][:60]} | {sides[1][:60]}")
+
+
 def split_sentences(source, language):
     """Make of a Source of paragraphs one of sentences.
 
@@ -262,14 +276,14 @@ def check_documents(documents, name, drawn, objective):
                      f"{advice}")
 
 
-def prepare_data(args, tokenizer, splits, say):
-    """Prepare the splits that the run needs, each a tuple by its name."""
+def prepare_data(args, tokenizer, splits, say, joined=False):
+    """Prepare the splits that the run needs, each a tuple by its name. joined: as for tokenize_source."""
     begun, data, tokenized = time.perf_counter(), {}, {}
-    sources = find_sources(args, splits, args.document_separator)
+    sources = find_sources(args, splits)
     for split, (source, part) in choose_parts(sources, args, splits).items():
         source = source if args.sentence_per_line else split_sentences(source, args.language)
         if source.key not in tokenized:
-            tokenized[source.key] = tokenize_source(source, tokenizer, args, say)
+            tokenized[source.key] = tokenize_source(source, tokenizer, args, say, joined)
         tokens = tokenized[source.key]
         documents = Documents(tokens, part, args.sentences_per_document)
         check_documents(documents, f"{source.name}: its {split} part", part[0] != "all",

@@ -12,13 +12,28 @@ import pyarrow as pa
 import pyarrow.compute
 from tqdm import tqdm
 
+from utils.arguments import add_flags
 from utils.errors import InputError, blame
 from utils.reading import ending_of, find_files, read_chunks
 from utils.splits import load_splits
 from utils.tables import TABLES
 from utils.writing import written_aside
 
+# A character of a script that parts no words by blanks, or of its punctuation.
+UNPARTED = (r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+            r"\x{3000}-\x{303f}\x{30fc}\x{ff00}-\x{ffef}]")
 NAME_THE_COLUMN = "Name the column that holds the text with --text_column_name."
+
+
+def add_text_flags(group):
+    """Add the flags that say what the text is to a group of a parser."""
+    add_flags(
+        group,
+        ("text_column_name", str, "text", "column of a table that holds the text: its name, or a "
+         "path as body.text; a list there is the paragraphs of a document"),
+        ("document_separator", ["auto", "blank_line", "line", "row"], "auto", "what ends a "
+         "document; auto: in text a blank line, or without any each line; in a table each row"),
+    )
 
 
 class Source(NamedTuple):
@@ -33,7 +48,7 @@ class Source(NamedTuple):
     read: object
 
 
-def find_sources(args, splits, separator="auto"):
+def find_sources(args, splits):
     """Find the text of each split: dict of split to Source.
 
     InputError where a file or the data set is not there.
@@ -41,10 +56,8 @@ def find_sources(args, splits, separator="auto"):
     Args:
         args: Namespace of the flags.
         splits: those that are wanted.
-        separator: what ends a document: "auto", in text a blank line, or without any each line, and
-            in a table each row; "blank_line", also a row without text; "line" or "row".
     """
-    sources, how = {}, (args.text_column_name, separator)
+    sources, how = {}, (args.text_column_name, args.document_separator)
     loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
     for split in splits:
         patterns = getattr(args, f"{split}_file")
@@ -88,11 +101,12 @@ def read_files(paths, column, separator="auto"):
 
 def read_dataset(rows, column, separator, name):
     """Read the texts of a Dataset as those of a Source. InputError where it lacks the column."""
+    top = column if column in rows.column_names else column.partition(".")[0]
     with blame(name, NAME_THE_COLUMN):
-        rows = rows.select_columns(column)  # no other is decoded
+        rows = rows.select_columns(top)  # no other is decoded
     # Row by row it takes 50 times as long.
-    values = itertools.chain.from_iterable(batch[column] for batch in rows.iter(10_000))
-    places = ((f"{name}, row {n}", {column: value}) for n, value in enumerate(values))
+    values = itertools.chain.from_iterable(batch[top] for batch in rows.iter(10_000))
+    places = ((f"{name}, row {n}", {top: value}) for n, value in enumerate(values))
     yield from number_documents(read_column(places, column), separator == "blank_line")
 
 
@@ -100,30 +114,35 @@ def number_documents(batches, separated):
     """Number the documents of arrays of texts: yields batches as of a Source.
 
     Args:
-        batches: arrays of large_string.
-        separated: an empty text ends a document, not each text.
+        batches: (texts, ends), an array of large_string and whether each ends its row; bool,
+            (texts,).
+        separated: an empty text ends a document, not the end of a row.
     """
     number = 0
-    for texts in batches:
+    for texts, ends in batches:
         filled = pa.compute.binary_length(texts).to_numpy() > 0  # (texts,)
-        ends = ~(filled & separated)
+        ends = ~filled if separated else ends
         documents = number + np.cumsum(ends) - ends
         number += ends.sum()
         yield texts.filter(pa.array(filled)), documents[filled]
 
 
 def read_trimmed(path):
-    """Read the lines of plain text: yields arrays of them without the white space around them."""
+    """Read the lines of plain text, each a row: yields (texts, ends) as for number_documents.
+
+    The white space around them is taken off.
+    """
     # Without a Python object for each line, which would take most of the time.
     for _, text in read_chunks(path):
         lines = pa.compute.split_pattern(pa.array([text], pa.large_string()), "\n")
-        yield pa.compute.utf8_trim_whitespace(lines.values)  # line ends, too
+        texts = pa.compute.utf8_trim_whitespace(lines.values)  # line ends, too
+        yield texts, np.ones(len(texts), dtype=bool)
 
 
 def has_blank_lines(path):
     """Whether a blank line stands between two lines of text."""
     seen = b""  # a byte a line, 1 where there is text, from the first line of text on
-    for lines in read_trimmed(path):
+    for lines, _ in read_trimmed(path):
         filled = pa.compute.binary_length(lines).to_numpy() > 0
         seen = (seen + filled.tobytes()).lstrip(b"\0")
         if b"\0" in seen.rstrip(b"\0"):
@@ -133,15 +152,35 @@ def has_blank_lines(path):
 
 
 def read_column(rows, column):
-    """Read the texts of a table: yields arrays of them without the white space around them.
+    """Read the texts of a table: yields (texts, ends) as for number_documents.
 
     Args:
         rows: yields (place, dict of the row or the InputError of a faulty one).
         column: which of its values is the text; None is an empty one.
     """
     while batch := list(itertools.islice(rows, 10_000)):
-        yield pa.array([text_of(row, column, place, NAME_THE_COLUMN) for place, row in batch],
-                       pa.large_string())
+        texts, ends = [], []
+        for place, row in batch:
+            paragraphs = split_row(row, column)
+            texts += [text_of(part, column, place, NAME_THE_COLUMN) for part in paragraphs]
+            ends += [False] * (len(paragraphs) - 1) + [True]
+        yield pa.array(texts, pa.large_string()), np.array(ends)
+
+
+def split_row(row, column):
+    """Take a row apart into one for each paragraph, where its column holds a list of them.
+
+    Of a dotted column, as body.text, the value is looked for within other objects.
+    """
+    if isinstance(row, InputError):
+        return [row]
+    value = row
+    for name in [column] if column in row else column.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return [row]  # which text_of finds at fault
+        value = value[name]
+    paragraphs = value or [None] if isinstance(value, list) else [value]
+    return [{column: paragraph} for paragraph in paragraphs]
 
 
 def text_of(row, column, place, advice):
@@ -182,20 +221,47 @@ def draw_rows(total, which, percent, least=1):
     return {"all": np.ones_like(drawn), "drawn": drawn, "rest": ~drawn}[which]
 
 
-def write_texts(source, path):
+def put_blanks(texts, documents, last):
+    """Put the blank that parted them in front of texts that follow another of their document.
+
+    Nothing is put between two characters of scripts without blanks.
+
+    Args:
+        texts: array of large_string.
+        documents: their numbers; int64, (texts,).
+        last: the text and the number of the document before them.
+    """
+    before = pa.concat_arrays([pa.array([last[0]], texts.type), texts[:-1]])
+    follows = documents == np.concatenate([[last[1]], documents[:-1]])
+    edges = [pa.compute.match_substring_regex(character, UNPARTED) for character in
+             (pa.compute.utf8_slice_codeunits(before, -1),
+              pa.compute.utf8_slice_codeunits(texts, 0, 1))]
+    parted = pa.compute.invert(pa.compute.and_(*edges))
+    blank, nothing = pa.scalar(" ", texts.type), pa.scalar("", texts.type)
+    blanks = pa.compute.if_else(pa.compute.and_(parted, pa.array(follows)), blank, nothing)
+    return pa.compute.binary_join_element_wise(blanks, texts, nothing)
+
+
+def write_texts(source, path, joined):
     """Write what a Source reads to an Arrow file, in the columns text and document.
 
     InputError where there is none.
+
+    Args:
+        joined: texts of a document are to follow each other, as put_blanks parts them.
     """
     schema = pa.schema({"text": pa.large_string(), "document": pa.int64()})
-    rows = 0
+    last = "", -1
     with written_aside(path) as aside:
         with pa.ipc.new_stream(str(aside), schema) as writer:
-            for columns in tqdm(source.read(), desc="Reading", unit=" batches", disable=None,
-                                leave=False):
-                writer.write_batch(pa.record_batch([*columns], schema))
-                rows += len(columns[0])
-        if not rows:
+            for texts, documents in tqdm(source.read(), desc="Reading", unit=" batches",
+                                         disable=None, leave=False):
+                if not len(texts):
+                    continue
+                shown = put_blanks(texts, documents, last) if joined else texts
+                writer.write_batch(pa.record_batch([shown, documents], schema))
+                last = texts[-1].as_py(), documents[-1]
+        if last[1] < 0:
             raise InputError(f"{source.name}: there is no text in it, at most white space. "
                              "Expected UTF-8 text, a paragraph a line, or a table with a column "
                              "of texts.")

@@ -115,7 +115,7 @@ def rows_at_once(rows):
     return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
 
 
-def tokenize_source(source, tokenizer, args, say):
+def tokenize_source(source, tokenizer, args, say, joined):
     """Turn the text of a Source into token ids, kept in the cache by content.
 
     Args:
@@ -123,6 +123,7 @@ def tokenize_source(source, tokenizer, args, say):
         tokenizer: the model's own.
         args: Namespace of the flags.
         say: called with lines for the user, on what the text is like.
+        joined: texts of a document follow each other in an example.
 
     Returns:
         Dataset of `ids` (int32 lists, without special tokens) and `document`, a row for each text,
@@ -131,11 +132,11 @@ def tokenize_source(source, tokenizer, args, say):
     vocabulary = repr(tokenizer), tokenizer.get_vocab()
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()
-    key = hash_of(source.key, vocabulary)
+    key = hash_of(source.key, joined, vocabulary)
     path = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts", f"text-{key}.arrow")
     if is_overwritten(args) or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_texts(source, path)
+        write_texts(source, path, joined)
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
     number = rows_at_once(texts)
     first = texts[:number]["text"].to_pylist()
@@ -161,12 +162,16 @@ def describe_texts(texts, ids, unknown_id, say):
         say: called with lines for the user.
     """
     repeated = 1 - len({*texts}) / len(texts)
-    pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))
-    say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {pieces:.2f} "
-        f"tokens a word, {unknown:.2%} unknown")
+    words = ""
+    parted = sum(text.count(" ") for text in texts) > 0.05 * sum(map(len, texts))
+    if parted:  # else the language parts no words by blanks
+        pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
+        words = f"{pieces:.2f} tokens a word, "
+    say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {words}"
+        f"{unknown:.2%} of the tokens unknown")
     if repeated > 0.1:
         say("  Careful:  many lines stand there more than once; some may be trained and evaluated "
             "on alike")
-    if unknown > 0.01 or pieces > 2.5:
+    if unknown > 0.01 or (parted and pieces > 2.5):
         say("  Careful:  the tokenizer knows few of these words; another model may fit better")
