@@ -1612,7 +1612,7 @@ def put_blanks(texts, documents, last):
     return pa.compute.binary_join_element_wise(blanks, texts, nothing)
 
 
-def write_texts(source, path, joined):
+def write_texts(source, path, joined=False):
     """Write what a Source reads to an Arrow file, in the columns text and document.
 
     InputError where there is none.
@@ -1741,7 +1741,7 @@ def rows_at_once(rows):
     return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
 
 
-def tokenize_source(source, tokenizer, args, say, joined):
+def tokenize_source(source, tokenizer, args, say, joined=False):
     """Turn the text of a Source into token ids, kept in the cache by content.
 
     Args:
@@ -1790,12 +1790,13 @@ def describe_texts(texts, ids, unknown_id, say):
     repeated = 1 - len({*texts}) / len(texts)
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))
     words = ""
-    parted = sum(text.count(" ") for text in texts) > 0.05 * sum(map(len, texts))
-    if parted:  # else the language parts no words by blanks
+    unparted = pa.compute.sum(pa.compute.count_substring_regex(pa.array(texts), UNPARTED)).as_py()
+    parted = unparted < 0.3 * sum(map(len, texts))
+    if parted:  # else blanks part no words
         pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
         words = f"{pieces:.2f} tokens a word, "
     say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {words}"
-        f"{unknown:.2%} of the tokens unknown")
+        f"{unknown:.2%} unknown")
     if repeated > 0.1:
         say("  Careful:  many lines stand there more than once; some may be trained and evaluated "
             "on alike")

@@ -8,6 +8,7 @@ import json
 import os
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -330,7 +331,7 @@ def test_the_ending_tells_the_kind_also_of_a_packed_file(path, ending):
 # ---------------------------------------------------------------- what is refused, and how
 
 
-@pytest.mark.parametrize("value", [0, 3, 0.0, 1.5, True, False, [], ["a"], {}, {"a": "b"}])
+@pytest.mark.parametrize("value", [0, 3, 0.0, 1.5, True, False, {}, {"a": "b"}])
 def test_a_value_that_is_no_text_is_refused_whatever_it_is(write, value):
     path = write("a.jsonl", json.dumps({"text": "a"}) + "\n" + json.dumps({"text": value}) + "\n")
     assert_refused(path, "line 2", "expected text in column 'text'", repr(value))
@@ -347,7 +348,7 @@ def test_a_value_that_is_no_text_is_refused_whatever_it_is(write, value):
         ("a.jsonl", '{"text": "a"}\n{"title": "b", "n": 1}\n',
          ["line 2", "expected text in column 'text'", "the columns are title, n"]),
         ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', ["line 2", "expected text in column 'text'", "'3'"]),
-        ("a.jsonl", '{"text": ["a", "b"]}\n', ["line 1", "expected text in column 'text'", "['a', 'b']"]),
+        ("a.jsonl", '{"text": ["a", 3]}\n', ["line 1", "expected text in column 'text'", "3"]),
         ("a.json", '[{"text": "a"},\n {"text":', ["line 2, column 10", "not JSON", "cut off"]),
         ("a.json", '{"text": "a"}\n{"text": "b"\n', ["line 2", "not JSON"]),
         ("a.json", '[{"text": "a"}, 5]', ["entry 2", "expected an object", "'5'"]),
@@ -404,7 +405,7 @@ def not_utf_8():
         (lambda: b"PAR1" + bytes(60) + parquet(["a", "b"] * 100)[64:], ["cannot be read as Parquet"]),
         (lambda: parquet(["a", None, b"b"]), ["row 1", "expected text in column 'text'"]),
         (lambda: parquet([1, 2]), ["row 1", "expected text in column 'text'", "'1'"]),
-        (lambda: parquet([None, ["a"]]), ["row 2", "expected text in column 'text'"]),
+        (lambda: parquet([None, [["a"]]]), ["row 2", "expected text in column 'text'"]),
         (not_utf_8, []),
     ],
     ids=["cut", "csv", "empty", "damaged", "bytes", "numbers", "lists", "not UTF-8"],
@@ -541,7 +542,8 @@ def test_documents_of_a_table_go_on_beyond_the_rows_that_are_read_at_once(write)
 
 @pytest.mark.parametrize(("separated", "numbers"), [(False, [[0, 2], [3, 6]]), (True, [[0, 1], [1, 3]])])
 def test_documents_are_numbered_through_batches(separated, numbers):
-    batches = [pa.array(texts, pa.large_string()) for texts in (["a", "", "b"], ["c", "", "", "d"], [], [""])]
+    batches = [(pa.array(texts, pa.large_string()), np.ones(len(texts), dtype=bool))
+               for texts in (["a", "", "b"], ["c", "", "", "d"], [], [""])]  # fmt: skip
     found = list(number_documents(batches, separated))
     assert [texts.to_pylist() for texts, _ in found] == [["a", "b"], ["c", "d"], [], []]
     assert all(texts.type == pa.large_string() and documents.dtype == "int64" for texts, documents in found)
@@ -554,7 +556,8 @@ def test_nothing_has_no_documents():
 
 def test_a_column_is_read_without_white_space_around_it_and_null_is_empty():
     rows = [("there", {"text": text}) for text in (" a ", "", None, "\n", "b c")]
-    [texts] = read_column(iter(rows), "text")
+    [(texts, ends)] = read_column(iter(rows), "text")
+    assert ends.tolist() == [True] * 5
     assert texts.type == pa.large_string() and texts.to_pylist() == ["a", "", "", "", "b c"]
     assert list(read_column(iter([]), "text")) == []
 

@@ -7,11 +7,12 @@ from argparse import Namespace
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset, config
+from datasets import Dataset, DatasetDict, config
 
 from utils.errors import InputError
 from utils.pairs import split_sentences
-from utils.texts import Source, find_sources, read_dataset, write_texts
+from utils.splits import load_splits
+from utils.texts import Source, find_sources, number_documents, read_column, read_dataset, write_texts
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def sources_of(separator="auto", column="text", splits=("train", "validation"), 
     """What find_sources makes of flags: files of splits, or a data set."""
     given = {f"{split}_file": None for split in ("train", "validation", "test")}
     given |= {"dataset_name": None, "dataset_config_name": None, "text_column_name": column}
-    return find_sources(Namespace(**given | flags), splits, separator)
+    return find_sources(Namespace(**given | flags, document_separator=separator), splits)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_what_is_no_text_in_a_data_set_is_refused_with_its_row():
     rows = Dataset.from_dict({"text": ["a"], "n": [5]})
     with pytest.raises(InputError, match="^--dataset_name set, row 0: expected text in column 'n'; found '5'"):
         list(read_dataset(rows, "n", "auto", "--dataset_name set"))
-    late = Dataset.from_dict({"lists": [None] * 10_001 + [["a", "b"]]})
+    late = Dataset.from_dict({"lists": [None] * 10_001 + [[3, 4]]})
     with pytest.raises(InputError, match="^set, row 10001: expected text"):
         documents_in(late, column="lists")
 
@@ -224,3 +225,65 @@ def test_nothing_is_written_where_there_is_no_text(tmp_path, batches):
     with pytest.raises(InputError, match="^test: there is no text in it"):
         write_texts(source_of(*batches), tmp_path / "text.arrow")
     assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------- paragraphs of a row, values within objects
+
+
+def test_a_list_is_the_paragraphs_of_one_document_and_a_dotted_column_is_looked_for_within_objects():
+    rows = [{"body": {"text": ["a", "b"]}}, {"body": {"text": "c"}}, {"body": {"text": None}}, {"body": {"text": []}},
+            {"body": {"text": ["d", "", "e"]}}]  # fmt: skip
+    assert documents_in(Dataset.from_list(rows[:1] + rows[4:]), column="body.text") == [["a", "b"], ["d", "e"]]
+    places = [(f"row {n}", row) for n, row in enumerate(rows)]
+    batches = number_documents(read_column(iter(places), "body.text"), False)
+    [(texts, documents)] = batches
+    assert texts.to_pylist() == ["a", "b", "c", "d", "e"]
+    assert documents.tolist() == [0, 0, 1, 4, 4]
+
+
+def test_a_column_whose_name_has_a_dot_comes_before_a_path():
+    rows = [("row 0", {"body.text": "named so", "body": {"text": "within"}})]
+    [(texts, _)] = read_column(iter(rows), "body.text")
+    assert texts.to_pylist() == ["named so"]
+
+
+@pytest.mark.parametrize("row", [{"body": {}}, {"body": None}, {"body": "text"}, {"text": "t"}, {"body": {"text": {}}}])
+def test_a_row_without_the_column_is_at_fault(row):
+    with pytest.raises(InputError, match="^there: expected text in column 'body.text'"):
+        list(read_column(iter([("there", row)]), "body.text"))
+
+
+# ---------------------------------------------------------------- the blank that parted two texts
+
+
+@pytest.mark.parametrize(
+    ("texts", "documents", "shown"),
+    [
+        (["near the", "engine", "end."], [0, 0, 1], ["near the", " engine", "end."]),
+        (["彼は", "行った。", "「はい」", "Yes", "です"], [0] * 5, ["彼は", "行った。", "「はい」", " Yes", " です"]),
+        (["ไทย", "ลาว", "a"], [3, 3, 4], ["ไทย", "ลาว", "a"]),
+        (["한국어", "문장"], [0, 0], ["한국어", " 문장"]),  # Korean parts words by blanks
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_texts_of_a_document_get_back_the_blank_between_them_also_over_batches(texts, documents, shown, at, tmp_path):
+    def read():
+        for part in (slice(at), slice(at, None)):
+            yield pa.array(texts[part], pa.large_string()), np.array(documents[part], dtype=np.int64)
+
+    write_texts(Source("s", "k", read), tmp_path / "t.arrow", joined=True)
+    assert Dataset.from_file(str(tmp_path / "t.arrow"))["text"] == shown
+    write_texts(Source("s", "k", read), tmp_path / "u.arrow")
+    assert Dataset.from_file(str(tmp_path / "u.arrow"))["text"] == texts
+
+
+# ---------------------------------------------------------------- data sets on the disk
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path):
+    rows = Dataset.from_dict({"text": ["a", "b"]})
+    rows.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": rows, "validation": rows}).save_to_disk(tmp_path / "two")
+    assert {split: part["text"] for split, part in load_splits(str(tmp_path / "one"), None).items()} == {
+        "train": ["a", "b"]}  # fmt: skip
+    assert load_splits(str(tmp_path / "two"), None).keys() == {"train", "validation"}

@@ -242,7 +242,7 @@ def put_blanks(texts, documents, last):
     return pa.compute.binary_join_element_wise(blanks, texts, nothing)
 
 
-def write_texts(source, path, joined):
+def write_texts(source, path, joined=False):
     """Write what a Source reads to an Arrow file, in the columns text and document.
 
     InputError where there is none.
