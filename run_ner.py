@@ -2545,9 +2545,10 @@ def open_output(output_dir, training, resume, overwrite, say):
     goes_on = overwrite or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
     for path in [*folders, output_dir / "model.safetensors"]:
         if training and path.exists() and not goes_on:
-            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on "
-                             "with that run, give --resume_from_checkpoint latest; to replace it, "
-                             "--overwrite_output_dir; or name another folder.")
+            go_on = "" if resume else ("To go on with that run, give --resume_from_checkpoint "
+                                       "latest. ")
+            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. {go_on}To "
+                             "replace it, give --overwrite_output_dir; or name another folder.")
     if checkpoint:
         state |= json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         if state["best"] and not (output_dir / f"checkpoint-{state['best']['step']}").exists():
@@ -2558,12 +2559,16 @@ def open_output(output_dir, training, resume, overwrite, say):
 def clear_output(output_dir, step, overwrite):
     """Remove checkpoints and log lines after this update, and what a kill has left half done."""
     folders = [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model"]  # a kill leaves halves
+    files = [*output_dir.glob("*.????????.tmp")]
     if overwrite or step:
         folders += [path for path in list_checkpoints(output_dir) if step_of(path) > step]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
+    if overwrite:
+        names = ["model.safetensors", "all_results.json", "nbest_predictions.json", "null_odds.json"]
+        files += [*map(output_dir.joinpath, names), *output_dir.glob("predictions.*")]
+    for file in files:
+        file.unlink(missing_ok=True)
     cut_log(output_dir / "log.jsonl", step or -1)
 
 
@@ -2646,7 +2651,7 @@ def end_stopped_run(accelerator, number, step, say):
 
 # Flags of all tasks that a resume may not change.
 FIXED = ("seed", "learning_rate", "weight_decay", "max_grad_norm", "lr_scheduler_type",
-         "warmup_steps", "config_overrides")
+         "warmup_steps", "config_overrides", "load_best_model_at_end")
 OURS = "<!-- Written by the run that trained this model. -->"
 
 
@@ -2763,10 +2768,11 @@ class Run(Processes):
         args = self.args
         passes = args.gradient_accumulation_steps * self.num_processes
         made_with = {**data, "task": self.task, "kind of model": model_type,
+                     "precision": self.accelerator.mixed_precision,
                      "global batch": args.per_device_train_batch_size * passes,
                      **{f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}}
-        for name, value in made_with.items() if self.checkpoint else ():
-            before = self.made_with.get(name)
+        for name in {**self.made_with, **made_with} if self.checkpoint else ():
+            before, value = self.made_with.get(name), made_with.get(name)
             if before != value:
                 raise InputError(
                     f"{self.checkpoint}: {name} was {before} and is now {value}. A run goes on with "
@@ -2800,7 +2806,9 @@ class Run(Processes):
             with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
                        "--hub_model_id NAME/MODEL."):
                 name = args.hub_model_id or self.folder.resolve().name
-                self.repository = huggingface_hub.create_repo(name, exist_ok=True).repo_id
+                private = getattr(args, "hub_private_repo", None)  # of the Trainer scripts
+                repository = huggingface_hub.create_repo(name, exist_ok=True, private=private)
+                self.repository = repository.repo_id
 
     def save_model_and_results(self, model, tokenizer, results):
         """Save a model that was trained, and the results: before anything else can fail.
@@ -2811,8 +2819,8 @@ class Run(Processes):
         """
         if self.args.do_train and self.is_main:
             aside = self.folder / "tmp-model"
-            with blame(f"--output_dir {self.folder}: the model cannot be saved", "The last "
-                       "checkpoint is whole."):
+            advice = "The last checkpoint is whole." if list_checkpoints(self.folder) else ""
+            with blame(f"--output_dir {self.folder}: the model cannot be saved", advice):
                 model.save_pretrained(aside)
                 tokenizer.save_pretrained(aside)
             for path in aside.iterdir():
@@ -2824,19 +2832,21 @@ class Run(Processes):
     def write_results(self, results):
         """Write all_results.json, and after a training the model card; again with what comes later.
 
-        A run that was resumed adds to the results that it finds.
+        A run that was resumed adds to the results that it finds, if they are of the same model.
         """
         if not (self.is_main and self.writes and results):
             return
         path, older = self.folder / "all_results.json", {}
         if self.checkpoint and path.exists():
             older = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, older | results)
-        if self.args.do_train:
-            card = self.folder / "README.md"
-            if card.exists() and OURS not in card.read_text(encoding="utf-8", errors="replace"):
-                card = self.folder / "MODEL_CARD.md"  # beside one of the user's
-            card.write_text(self.make_card(results), encoding="utf-8")
+        if older.get("step") != results.get("step"):
+            older = {}  # of an earlier model
+        results = older | results
+        write_json(path, results)
+        cards = [self.folder / name for name in ("README.md", "MODEL_CARD.md")]
+        free = [card for card in cards if not card.exists() or OURS in card.read_text(errors="replace")]
+        if self.args.do_train and free:  # beside one of the user's
+            free[0].write_text(self.make_card(results), encoding="utf-8")
 
     def make_card(self, results):
         """Make the model card: what the model was made of, and its scores."""
@@ -2847,6 +2857,7 @@ class Run(Processes):
         scores = "\n".join(f"| {' | '.join(row)} |" for row in score_rows(results))
         settings = {flag: value for flag, value in self.settings.items()
                     if str(value) not in ("None", "False", "[]")}
+        settings = json.loads(json.dumps(settings, default=str))
         return f"""---
 {head.to_yaml()}
 ---
@@ -2883,7 +2894,7 @@ Losses are in nats, a mean over what is predicted.
         if self.repository:
             with blame("--push_to_hub", f"The model is safe in {self.folder}; upload it with: hf "
                        f"upload NAME/MODEL {self.folder}"):
-                apart = ["checkpoint-*", "eval-*", "tmp-*", "wandb/*"]
+                apart = ["checkpoint-*", "eval-*", "tmp-*", "*.tmp", "wandb/*"]
                 print("Uploaded to", huggingface_hub.upload_folder(
                     repo_id=self.repository, folder_path=self.folder, ignore_patterns=apart))
 
@@ -2904,7 +2915,7 @@ def score_rows(results):
 
 BOUNDS = {  # of flags that TrainingArguments has without any
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), AMOUNT),
-    **dict.fromkeys(("num_train_epochs", "logging_steps"), ABOVE_0),
+    **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps", "eval_steps"), ABOVE_0),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), COUNT),
     **dict.fromkeys(("gradient_accumulation_steps", "save_total_limit", "cpu_threads"), COUNT),
     "early_stopping_patience": COUNT,
@@ -2923,6 +2934,8 @@ REFUSED = (  # flags of TrainingArguments that an ExactTrainer has no use for, a
      "parallelism, by accelerate launch --multi_gpu"),
     ("bf16_full_eval fp16_full_eval", "it is scored in the precision in which it is trained, that of "
      "--mixed_precision"),
+    ("hub_token hub_strategy hub_revision hub_always_push", "the model is uploaded once, at the "
+     "end; log in with: hf auth login"),
     ("eval_accumulation_steps batch_eval_metrics prediction_loss_only eval_use_gather_object",
      "evaluation keeps no more than it needs already"),
 )
@@ -2973,6 +2986,9 @@ def check_trainer_flags(args, parser):
         parser.error(f"--mixed_precision {args.mixed_precision} and --{' and --'.join(given)} were "
                      "given; expected one of them")
     args.mixed_precision = given[0] if given else args.mixed_precision
+    if args.save_strategy == "best":
+        parser.error("--save_strategy best: expected no, steps or epoch. Which model is kept says "
+                     "--load_best_model_at_end.")
     if args.early_stopping_patience and args.eval_strategy == "no":
         parser.error("--early_stopping_patience needs scores: give --eval_strategy epoch or steps")
 
@@ -3146,11 +3162,13 @@ class ExactTrainer(Trainer):
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 state.stateful_callbacks[type(callback).__name__] = callback.state()
-        ends = self.control.should_training_stop and not self.stopped and step < state.max_steps
+        counters = [callback.early_stopping_patience_counter for callback
+                    in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
+        ends = bool(counters) and max(counters) >= args.early_stopping_patience
         run.ended_by_patience = args.early_stopping_patience if ends else None
         if run.is_main:
             keep = best if args.load_best_model_at_end else None
-            limit = args.save_total_limit or 10**9
+            limit = run.args.save_total_limit or 10**9
             save_checkpoint(run.folder, step, self.write_checkpoint, limit, keep=keep)
         run.sum(0)  # the others wait: none trains on if this one fails
         self.paused += time.perf_counter() - begun
@@ -3260,8 +3278,9 @@ class TrainerRun(Run):
     def check_resume(self, model_type, data, flags):
         """Refuse to go on from a checkpoint of other data or settings, as Run does."""
         super().check_resume(model_type, data, (
-            *flags, "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
-            "lr_scheduler_kwargs", "label_smoothing_factor", "metric_for_best_model"))
+            *flags, "optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2",
+            "adam_epsilon", "lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha",
+            "metric_for_best_model", "greater_is_better"))
 
     def fit(self, model, tokenizer, lengths, *, score, **how):
         """Train a model, from the checkpoint where there is one: (trainer, results).
@@ -3275,7 +3294,8 @@ class TrainerRun(Run):
             how: collator and compute_loss_func, as for an ExactTrainer.
         """
         args, training = self.args, copy.copy(self.training)
-        training.output_dir = str(self.folder)
+        # Rotation is ours: Trainer's own would look for checkpoints that are gone.
+        training.output_dir, training.save_total_limit = str(self.folder), None
         training.eval_on_start = score is not None and self.checkpoint is None
         if score is None:
             training.eval_strategy, training.load_best_model_at_end = "no", False
@@ -3294,9 +3314,9 @@ class TrainerRun(Run):
                  f"{sampler.global_batch} windows each (processes {self.num_processes} x batch "
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); "
                  f"{sampler.padding():.1%} of the tokens are padding")
-        if self.is_main:
-            clear_output(self.folder, self.step, args.overwrite_output_dir)
         self.start_trackers()
+        if self.is_main:  # only now that nothing is left to go wrong
+            clear_output(self.folder, self.step, args.overwrite_output_dir)
         return trainer, run_trainer(trainer)
 
 

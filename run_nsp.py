@@ -2157,9 +2157,10 @@ def open_output(output_dir, training, resume, overwrite, say):
     goes_on = overwrite or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
     for path in [*folders, output_dir / "model.safetensors"]:
         if training and path.exists() and not goes_on:
-            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on "
-                             "with that run, give --resume_from_checkpoint latest; to replace it, "
-                             "--overwrite_output_dir; or name another folder.")
+            go_on = "" if resume else ("To go on with that run, give --resume_from_checkpoint "
+                                       "latest. ")
+            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. {go_on}To "
+                             "replace it, give --overwrite_output_dir; or name another folder.")
     if checkpoint:
         state |= json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         if state["best"] and not (output_dir / f"checkpoint-{state['best']['step']}").exists():
@@ -2170,12 +2171,16 @@ def open_output(output_dir, training, resume, overwrite, say):
 def clear_output(output_dir, step, overwrite):
     """Remove checkpoints and log lines after this update, and what a kill has left half done."""
     folders = [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model"]  # a kill leaves halves
+    files = [*output_dir.glob("*.????????.tmp")]
     if overwrite or step:
         folders += [path for path in list_checkpoints(output_dir) if step_of(path) > step]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
+    if overwrite:
+        names = ["model.safetensors", "all_results.json", "nbest_predictions.json", "null_odds.json"]
+        files += [*map(output_dir.joinpath, names), *output_dir.glob("predictions.*")]
+    for file in files:
+        file.unlink(missing_ok=True)
     cut_log(output_dir / "log.jsonl", step or -1)
 
 
@@ -2258,7 +2263,7 @@ def end_stopped_run(accelerator, number, step, say):
 
 # Flags of all tasks that a resume may not change.
 FIXED = ("seed", "learning_rate", "weight_decay", "max_grad_norm", "lr_scheduler_type",
-         "warmup_steps", "config_overrides")
+         "warmup_steps", "config_overrides", "load_best_model_at_end")
 OURS = "<!-- Written by the run that trained this model. -->"
 
 
@@ -2375,10 +2380,11 @@ class Run(Processes):
         args = self.args
         passes = args.gradient_accumulation_steps * self.num_processes
         made_with = {**data, "task": self.task, "kind of model": model_type,
+                     "precision": self.accelerator.mixed_precision,
                      "global batch": args.per_device_train_batch_size * passes,
                      **{f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}}
-        for name, value in made_with.items() if self.checkpoint else ():
-            before = self.made_with.get(name)
+        for name in {**self.made_with, **made_with} if self.checkpoint else ():
+            before, value = self.made_with.get(name), made_with.get(name)
             if before != value:
                 raise InputError(
                     f"{self.checkpoint}: {name} was {before} and is now {value}. A run goes on with "
@@ -2412,7 +2418,9 @@ class Run(Processes):
             with blame("--push_to_hub: cannot start", "Log in with 'hf auth login', and give "
                        "--hub_model_id NAME/MODEL."):
                 name = args.hub_model_id or self.folder.resolve().name
-                self.repository = huggingface_hub.create_repo(name, exist_ok=True).repo_id
+                private = getattr(args, "hub_private_repo", None)  # of the Trainer scripts
+                repository = huggingface_hub.create_repo(name, exist_ok=True, private=private)
+                self.repository = repository.repo_id
 
     def save_model_and_results(self, model, tokenizer, results):
         """Save a model that was trained, and the results: before anything else can fail.
@@ -2423,8 +2431,8 @@ class Run(Processes):
         """
         if self.args.do_train and self.is_main:
             aside = self.folder / "tmp-model"
-            with blame(f"--output_dir {self.folder}: the model cannot be saved", "The last "
-                       "checkpoint is whole."):
+            advice = "The last checkpoint is whole." if list_checkpoints(self.folder) else ""
+            with blame(f"--output_dir {self.folder}: the model cannot be saved", advice):
                 model.save_pretrained(aside)
                 tokenizer.save_pretrained(aside)
             for path in aside.iterdir():
@@ -2436,19 +2444,21 @@ class Run(Processes):
     def write_results(self, results):
         """Write all_results.json, and after a training the model card; again with what comes later.
 
-        A run that was resumed adds to the results that it finds.
+        A run that was resumed adds to the results that it finds, if they are of the same model.
         """
         if not (self.is_main and self.writes and results):
             return
         path, older = self.folder / "all_results.json", {}
         if self.checkpoint and path.exists():
             older = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, older | results)
-        if self.args.do_train:
-            card = self.folder / "README.md"
-            if card.exists() and OURS not in card.read_text(encoding="utf-8", errors="replace"):
-                card = self.folder / "MODEL_CARD.md"  # beside one of the user's
-            card.write_text(self.make_card(results), encoding="utf-8")
+        if older.get("step") != results.get("step"):
+            older = {}  # of an earlier model
+        results = older | results
+        write_json(path, results)
+        cards = [self.folder / name for name in ("README.md", "MODEL_CARD.md")]
+        free = [card for card in cards if not card.exists() or OURS in card.read_text(errors="replace")]
+        if self.args.do_train and free:  # beside one of the user's
+            free[0].write_text(self.make_card(results), encoding="utf-8")
 
     def make_card(self, results):
         """Make the model card: what the model was made of, and its scores."""
@@ -2459,6 +2469,7 @@ class Run(Processes):
         scores = "\n".join(f"| {' | '.join(row)} |" for row in score_rows(results))
         settings = {flag: value for flag, value in self.settings.items()
                     if str(value) not in ("None", "False", "[]")}
+        settings = json.loads(json.dumps(settings, default=str))
         return f"""---
 {head.to_yaml()}
 ---
@@ -2495,7 +2506,7 @@ Losses are in nats, a mean over what is predicted.
         if self.repository:
             with blame("--push_to_hub", f"The model is safe in {self.folder}; upload it with: hf "
                        f"upload NAME/MODEL {self.folder}"):
-                apart = ["checkpoint-*", "eval-*", "tmp-*", "wandb/*"]
+                apart = ["checkpoint-*", "eval-*", "tmp-*", "*.tmp", "wandb/*"]
                 print("Uploaded to", huggingface_hub.upload_folder(
                     repo_id=self.repository, folder_path=self.folder, ignore_patterns=apart))
 
@@ -2552,7 +2563,7 @@ class LoopRun(Run):
         self.score, self.loss_weights = score, loss_weights
         self.max_steps = args.max_steps
         if self.max_steps <= 0:
-            self.max_steps = sampler.updates_until(args.num_train_epochs)
+            self.max_steps = max(1, sampler.updates_until(args.num_train_epochs))
         if args.gradient_checkpointing:
             checkpoint_gradients(model)
         optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)

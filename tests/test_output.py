@@ -148,6 +148,7 @@ FLAGS = {name: 0 for name in FIXED} | {"per_device_train_batch_size": 4, "gradie
 def hold(checkpoint, before, processes=1, steps=None, step=5, **flags):
     """Hold a run with these flags against the checkpoint of an earlier one: what it notes of itself."""
     run = SimpleNamespace(task="mlm", args=SimpleNamespace(**FLAGS | flags), checkpoint=checkpoint, made_with=before)
+    run.accelerator = SimpleNamespace(mixed_precision="no")
     run.step, run.num_processes, run.sum = step, processes, lambda step: [sum(steps or [step] * processes)]
     Run.check_resume(run, "bert", {"train": "57 examples"}, ["masking"])
     return run.made_with

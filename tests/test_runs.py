@@ -16,6 +16,7 @@ from helpers import (
     read_log,
     read_results,
     run_script,
+    signal_at,
     tagged,
     write_conll,
     write_documents,
@@ -87,7 +88,7 @@ def trackers_fail():
 def upload_fails():
     import huggingface_hub
 
-    huggingface_hub.create_repo = lambda name, exist_ok: type("Url", (), {"repo_id": f"someone/{name}"})
+    huggingface_hub.create_repo = lambda name, **_: type("Url", (), {"repo_id": f"someone/{name}"})
     huggingface_hub.upload_folder = fail
 
 
@@ -182,6 +183,28 @@ def test_a_run_that_only_evaluates_in_the_folder_of_a_model_writes_into_a_folder
     assert {path: content for path, content in contents(out).items() if not str(path).startswith("eval-")} == before
 
 
+def claim_fails():
+    import huggingface_hub
+
+    huggingface_hub.create_repo = fail
+
+
+def test_what_cannot_start_is_found_before_anything_is_replaced(script, tmp_path):
+    script().checked()
+    before = contents(tmp_path / "out")
+    done = script(prepare=claim_fails, push_to_hub=True, overwrite_output_dir=True)
+    assert_one_message(done, script.name, "--push_to_hub: cannot start", "the step fails")
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("best", [True, "false"])
+def test_one_checkpoint_is_enough(script, tmp_path, best):
+    steps = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    script(**steps, save_total_limit=1, load_best_model_at_end=best, learning_rate=0.0).checked()
+    assert_whole(tmp_path / "out", 6)
+    assert len([*(tmp_path / "out").glob("checkpoint-*")]) == (2 if best is True else 1)  # the best one, too
+
+
 # ---------------------------------------------------------------- disks
 
 
@@ -244,6 +267,38 @@ def test_a_resume_with_other_betas_or_smoothing_is_refused(script, tmp_path):
     assert contents(tmp_path / "out") == before
 
 
+def test_a_resume_without_its_validation_data_is_refused(script, tmp_path):
+    script(load_best_model_at_end="false").checked()
+    before = contents(tmp_path / "out")
+    lacking = {"validation_file": None, "validation_split_percentage": 0, "load_best_model_at_end": "false"}
+    done = script(resume_from_checkpoint="latest", **lacking)
+    assert_one_message(done, script.name, " was ", "is now ")
+    assert contents(tmp_path / "out") == before
+
+
+def test_scores_of_an_earlier_model_are_not_taken_for_those_of_a_later(script, tmp_path):
+    script(test_file=script.test_file, max_steps=4).checked()
+    earlier = read_results(tmp_path / "out")
+    assert [name for name in earlier if name.startswith("predict_")]
+    script(resume_from_checkpoint="latest", max_steps=6).checked()
+    later = read_results(tmp_path / "out")
+    assert later["step"] == 6 and not [name for name in later if name.startswith("predict_")]
+    assert "initial_eval_loss" in later
+
+
+@pytest.mark.parametrize("script", TRAINERS, indirect=True)
+def test_stopped_in_the_update_at_which_its_patience_ends_it_trains_no_more(script, tmp_path):
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    flags = {**every, "logging_steps": 1, "learning_rate": 0.0, "early_stopping_patience": 2, "max_steps": 12}
+    flags |= {"metric_for_best_model": "loss", "greater_is_better": "false"}
+    script(output_dir=tmp_path / "undisturbed", **flags).checked()
+    assert read_results(tmp_path / "undisturbed")["step"] == 3
+    trap = partial(signal_at, signal.SIGTERM, 3, tmp_path / "out")
+    assert script(prepare=trap, **flags).status == 128 + signal.SIGTERM
+    script(resume_from_checkpoint="latest", **flags).checked()
+    assert read_results(tmp_path / "out")["step"] == 3
+
+
 # ---------------------------------------------------------------- Ctrl-C before the training
 
 
@@ -281,6 +336,17 @@ def test_no_flag_takes_away_the_evaluations_before_the_first_update_and_after_th
 
 
 @pytest.mark.parametrize("script", TRAINERS, indirect=True)
-@pytest.mark.parametrize("flag", ["bf16_full_eval", "fp16_full_eval"])
-def test_flags_that_would_have_no_effect_are_refused(script, flag):
-    assert_one_message(script(**{flag: True}), script.name, f"--{flag} is not for this script", "--mixed_precision")
+@pytest.mark.parametrize(
+    ("flag", "value", "advice"),
+    [("bf16_full_eval", True, "--mixed_precision"), ("fp16_full_eval", True, "--mixed_precision"),
+     ("hub_token", "secret", "hf auth login"), ("hub_strategy", "checkpoint", "at the end")],
+)  # fmt: skip
+def test_flags_that_would_have_no_effect_are_refused(script, flag, value, advice):
+    done = script(**{flag: value})
+    assert_one_message(done, script.name, f"--{flag} is not for this script", advice)
+    assert "secret" not in done.out + done.err
+
+
+@pytest.mark.parametrize("script", TRAINERS, indirect=True)
+def test_saving_the_best_alone_is_refused(script):
+    assert_one_message(script(save_strategy="best"), script.name, "--save_strategy best", "--load_best_model_at_end")

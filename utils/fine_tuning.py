@@ -59,8 +59,9 @@ class TrainerRun(Run):
     def check_resume(self, model_type, data, flags):
         """Refuse to go on from a checkpoint of other data or settings, as Run does."""
         super().check_resume(model_type, data, (
-            *flags, "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
-            "lr_scheduler_kwargs", "label_smoothing_factor", "metric_for_best_model"))
+            *flags, "optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2",
+            "adam_epsilon", "lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha",
+            "metric_for_best_model", "greater_is_better"))
 
     def fit(self, model, tokenizer, lengths, *, score, **how):
         """Train a model, from the checkpoint where there is one: (trainer, results).
@@ -74,7 +75,8 @@ class TrainerRun(Run):
             how: collator and compute_loss_func, as for an ExactTrainer.
         """
         args, training = self.args, copy.copy(self.training)
-        training.output_dir = str(self.folder)
+        # Rotation is ours: Trainer's own would look for checkpoints that are gone.
+        training.output_dir, training.save_total_limit = str(self.folder), None
         training.eval_on_start = score is not None and self.checkpoint is None
         if score is None:
             training.eval_strategy, training.load_best_model_at_end = "no", False
@@ -93,9 +95,9 @@ class TrainerRun(Run):
                  f"{sampler.global_batch} windows each (processes {self.num_processes} x batch "
                  f"{sampler.batch_size} x accumulation {sampler.accumulation_steps}); "
                  f"{sampler.padding():.1%} of the tokens are padding")
-        if self.is_main:
-            clear_output(self.folder, self.step, args.overwrite_output_dir)
         self.start_trackers()
+        if self.is_main:  # only now that nothing is left to go wrong
+            clear_output(self.folder, self.step, args.overwrite_output_dir)
         return trainer, run_trainer(trainer)
 
 

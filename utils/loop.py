@@ -55,7 +55,7 @@ class LoopRun(Run):
         self.score, self.loss_weights = score, loss_weights
         self.max_steps = args.max_steps
         if self.max_steps <= 0:
-            self.max_steps = sampler.updates_until(args.num_train_epochs)
+            self.max_steps = max(1, sampler.updates_until(args.num_train_epochs))
         if args.gradient_checkpointing:
             checkpoint_gradients(model)
         optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)

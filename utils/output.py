@@ -61,9 +61,10 @@ def open_output(output_dir, training, resume, overwrite, say):
     goes_on = overwrite or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
     for path in [*folders, output_dir / "model.safetensors"]:
         if training and path.exists() and not goes_on:
-            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. To go on "
-                             "with that run, give --resume_from_checkpoint latest; to replace it, "
-                             "--overwrite_output_dir; or name another folder.")
+            go_on = "" if resume else ("To go on with that run, give --resume_from_checkpoint "
+                                       "latest. ")
+            raise InputError(f"--output_dir {output_dir} is in use: {path} lies there. {go_on}To "
+                             "replace it, give --overwrite_output_dir; or name another folder.")
     if checkpoint:
         state |= json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         if state["best"] and not (output_dir / f"checkpoint-{state['best']['step']}").exists():
@@ -74,12 +75,16 @@ def open_output(output_dir, training, resume, overwrite, say):
 def clear_output(output_dir, step, overwrite):
     """Remove checkpoints and log lines after this update, and what a kill has left half done."""
     folders = [*output_dir.glob("tmp-checkpoint-*"), output_dir / "tmp-model"]  # a kill leaves halves
+    files = [*output_dir.glob("*.????????.tmp")]
     if overwrite or step:
         folders += [path for path in list_checkpoints(output_dir) if step_of(path) > step]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    for name in ("model.safetensors", "all_results.json") if overwrite else ():
-        (output_dir / name).unlink(missing_ok=True)
+    if overwrite:
+        names = ["model.safetensors", "all_results.json", "nbest_predictions.json", "null_odds.json"]
+        files += [*map(output_dir.joinpath, names), *output_dir.glob("predictions.*")]
+    for file in files:
+        file.unlink(missing_ok=True)
     cut_log(output_dir / "log.jsonl", step or -1)
 
 

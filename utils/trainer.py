@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback, TrainerState
 
 from utils.arguments import ABOVE_0, AMOUNT, COUNT, check_output_flags, number
@@ -20,7 +20,7 @@ from utils.signals import end_stopped_run, ignore_interrupts
 
 BOUNDS = {  # of flags that TrainingArguments has without any
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), AMOUNT),
-    **dict.fromkeys(("num_train_epochs", "logging_steps"), ABOVE_0),
+    **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps", "eval_steps"), ABOVE_0),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), COUNT),
     **dict.fromkeys(("gradient_accumulation_steps", "save_total_limit", "cpu_threads"), COUNT),
     "early_stopping_patience": COUNT,
@@ -39,6 +39,8 @@ REFUSED = (  # flags of TrainingArguments that an ExactTrainer has no use for, a
      "parallelism, by accelerate launch --multi_gpu"),
     ("bf16_full_eval fp16_full_eval", "it is scored in the precision in which it is trained, that of "
      "--mixed_precision"),
+    ("hub_token hub_strategy hub_revision hub_always_push", "the model is uploaded once, at the "
+     "end; log in with: hf auth login"),
     ("eval_accumulation_steps batch_eval_metrics prediction_loss_only eval_use_gather_object",
      "evaluation keeps no more than it needs already"),
 )
@@ -89,6 +91,9 @@ def check_trainer_flags(args, parser):
         parser.error(f"--mixed_precision {args.mixed_precision} and --{' and --'.join(given)} were "
                      "given; expected one of them")
     args.mixed_precision = given[0] if given else args.mixed_precision
+    if args.save_strategy == "best":
+        parser.error("--save_strategy best: expected no, steps or epoch. Which model is kept says "
+                     "--load_best_model_at_end.")
     if args.early_stopping_patience and args.eval_strategy == "no":
         parser.error("--early_stopping_patience needs scores: give --eval_strategy epoch or steps")
 
@@ -262,11 +267,13 @@ class ExactTrainer(Trainer):
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 state.stateful_callbacks[type(callback).__name__] = callback.state()
-        ends = self.control.should_training_stop and not self.stopped and step < state.max_steps
+        counters = [callback.early_stopping_patience_counter for callback
+                    in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
+        ends = bool(counters) and max(counters) >= args.early_stopping_patience
         run.ended_by_patience = args.early_stopping_patience if ends else None
         if run.is_main:
             keep = best if args.load_best_model_at_end else None
-            limit = args.save_total_limit or 10**9
+            limit = run.args.save_total_limit or 10**9
             save_checkpoint(run.folder, step, self.write_checkpoint, limit, keep=keep)
         run.sum(0)  # the others wait: none trains on if this one fails
         self.paused += time.perf_counter() - begun
