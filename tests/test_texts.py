@@ -49,7 +49,8 @@ def source_of(*batches):
 def sources_of(separator="auto", column="text", splits=("train", "validation"), **flags):
     """What find_sources makes of flags: files of splits, or a data set."""
     given = {f"{split}_file": None for split in ("train", "validation", "test")}
-    given |= {"dataset_name": None, "dataset_config_name": None, "text_column_name": column}
+    given |= {"dataset_name": None, "dataset_config_name": None, "text_column_name": column,
+              "file_encoding": "utf-8"}
     return find_sources(Namespace(**given | flags), splits, separator)
 
 

@@ -318,7 +318,7 @@ def source_of(*batches):
 
 
 def from_file(path, separator="auto"):
-    flags = {"train_file": [path], "dataset_name": None, "text_column_name": "text"}
+    flags = {"train_file": [path], "dataset_name": None, "text_column_name": "text", "file_encoding": "utf-8"}
     return find_sources(Namespace(**flags), ["train"], separator)["train"]
 
 
