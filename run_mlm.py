@@ -1186,11 +1186,10 @@ def read_chunks(path, encoding="utf-8"):
     """
     number, rest = 1, ""
     with open_bytes(path) as file:
-        head = file.peek()
-        kind = look_up(head, NO_TEXT)
+        kind = look_up(file.peek(), NO_TEXT)
         if kind:
             raise InputError(f"{path}: this is {kind}")
-        encoding = look_up(head, MARKS) or encoding
+        encoding = look_up(file.peek(), MARKS) or encoding
         decoder = codecs.getincrementaldecoder(encoding)()
         while True:
             with blame(f"{path}: cannot be read", DAMAGED):
@@ -1203,7 +1202,7 @@ def read_chunks(path, encoding="utf-8"):
                 raw = error.object
                 before = rest + raw[: error.start].decode(encoding)
                 raise explain_byte(path, number, before, encoding, raw[error.start :]) from None
-            if "\0" in text:
+            if b"\0" in raw and "\0" in text:  # the first is the faster one
                 before, raw = text.partition("\0")[0], raw[raw.index(0) :]
                 raise explain_byte(path, number, before, encoding, raw)
             end = len(text) if is_last else text.rfind("\n") + 1
@@ -1279,17 +1278,16 @@ def read_json(path, encoding="utf-8"):
     start = list(itertools.islice(lines, 2))
     rows = ((f"{path}, line {n}", parse_json(line, path, n))
             for n, line in itertools.chain(start, lines))
-    has_lines = (len(start) > 1 and not start[0][1].lstrip().startswith("[")
-                 and any(isinstance(parse_json(line, path), dict) for _, line in start))
-    if start and not has_lines:
+    if start and not (len(start) > 1 and isinstance(parse_json(start[0][1], path), dict)):
         whole = parse_json("\n".join(text for _, text in read_chunks(path, encoding)), path)
         data = whole.get("data") if isinstance(whole, dict) else whole
         if isinstance(data, list):
             rows = ((f"{path}, entry {n}", row) for n, row in enumerate(data, 1))
         elif not isinstance(whole, InputError):
             rows = [(f"{path}, line {start[0][0]}", whole)]
-        elif "not JSON: Extra data" not in str(whole):  # else it has one object a line
-            raise whole
+        elif ("not JSON: Extra data" not in str(whole)
+              and not isinstance(parse_json(start[-1][1], path), dict)):
+            raise whole  # else it has one object a line
     for place, row in rows:
         if not isinstance(row, dict | InputError):
             shown = json.dumps(row, ensure_ascii=False)[:40]
@@ -1323,12 +1321,14 @@ def find_kind(path, columns, encoding, say):
     with open_bytes(path) as file:
         is_parquet = re.match(PARQUET, file.peek())
     text = "" if is_parquet else first_piece(path, encoding)
+    separator, header, lines = find_header(text, columns)
     if is_parquet:
         kind = "Parquet"
-    elif re.match(r'\s*\[?\s*\{\s*("([^"\\]|\\.)*"\s*:|\})', text):
+    elif re.match(r'\[?\s*\{\s*("[^"]{0,200}"\s*:|\})', text.lstrip()):
         kind = "JSON"
-    elif expected not in ("CSV", "TSV") and is_table(text, columns):
-        kind = "CSV"
+    elif expected not in ("CSV", "TSV") and len(header) > 1 and not {*columns}.isdisjoint(header):
+        _, faults = measure(csv.reader(lines, delimiter=separator), len(header))
+        kind = "CSV" if faults < 2 else kind  # the last row may be cut off
     if kind != expected:
         say(f"{path}: read as {kind}, which it holds, whatever its name says")
     return kind
@@ -1360,18 +1360,6 @@ def find_header(text, columns, separators=",;\t"):
     best = max(headers, key=lambda separator: (not {*columns}.isdisjoint(headers[separator]),
                                                len(headers[separator])))
     return best, headers[best], lines[1:]
-
-
-def is_table(text, columns):
-    """Whether text begins as a table: a wanted column in a header, and rows as wide as that."""
-    separator, header, lines = find_header(text, columns)
-    if len(header) < 2 or {*columns}.isdisjoint(header):
-        return False
-    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
-        rows = csv.reader(lines, delimiter=separator, quoting=quoting)
-        if measure(rows, len(header))[1] <= 1:  # the last may be cut off
-            return True
-    return False
 
 
 def measure(rows, width):

@@ -2118,11 +2118,10 @@ def read_chunks(path, encoding="utf-8"):
     """
     number, rest = 1, ""
     with open_bytes(path) as file:
-        head = file.peek()
-        kind = look_up(head, NO_TEXT)
+        kind = look_up(file.peek(), NO_TEXT)
         if kind:
             raise InputError(f"{path}: this is {kind}")
-        encoding = look_up(head, MARKS) or encoding
+        encoding = look_up(file.peek(), MARKS) or encoding
         decoder = codecs.getincrementaldecoder(encoding)()
         while True:
             with blame(f"{path}: cannot be read", DAMAGED):
@@ -2135,7 +2134,7 @@ def read_chunks(path, encoding="utf-8"):
                 raw = error.object
                 before = rest + raw[: error.start].decode(encoding)
                 raise explain_byte(path, number, before, encoding, raw[error.start :]) from None
-            if "\0" in text:
+            if b"\0" in raw and "\0" in text:  # the first is the faster one
                 before, raw = text.partition("\0")[0], raw[raw.index(0) :]
                 raise explain_byte(path, number, before, encoding, raw)
             end = len(text) if is_last else text.rfind("\n") + 1
@@ -2211,17 +2210,16 @@ def read_json(path, encoding="utf-8"):
     start = list(itertools.islice(lines, 2))
     rows = ((f"{path}, line {n}", parse_json(line, path, n))
             for n, line in itertools.chain(start, lines))
-    has_lines = (len(start) > 1 and not start[0][1].lstrip().startswith("[")
-                 and any(isinstance(parse_json(line, path), dict) for _, line in start))
-    if start and not has_lines:
+    if start and not (len(start) > 1 and isinstance(parse_json(start[0][1], path), dict)):
         whole = parse_json("\n".join(text for _, text in read_chunks(path, encoding)), path)
         data = whole.get("data") if isinstance(whole, dict) else whole
         if isinstance(data, list):
             rows = ((f"{path}, entry {n}", row) for n, row in enumerate(data, 1))
         elif not isinstance(whole, InputError):
             rows = [(f"{path}, line {start[0][0]}", whole)]
-        elif "not JSON: Extra data" not in str(whole):  # else it has one object a line
-            raise whole
+        elif ("not JSON: Extra data" not in str(whole)
+              and not isinstance(parse_json(start[-1][1], path), dict)):
+            raise whole  # else it has one object a line
     for place, row in rows:
         if not isinstance(row, dict | InputError):
             shown = json.dumps(row, ensure_ascii=False)[:40]

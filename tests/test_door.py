@@ -10,6 +10,7 @@ import pickle
 import random
 import sqlite3
 import tarfile
+import time
 import zipfile
 from argparse import Namespace
 
@@ -174,8 +175,8 @@ def test_the_message_proposes_the_encoding_that_fits_and_it_does(encoding, befor
 def test_a_nul_is_refused_where_it_stands():
     message = refusal(write("a.txt", "one\ntwo\0three and more words, é\n"))
     assert message.startswith("a.txt, line 2: byte 4 of the line (0x00)") and "looks like" not in message
-    late = refusal(write("b.txt", "one\n" * 2_000_000 + "\0"))
-    assert late.startswith("b.txt, line 2000001: byte 1 ")
+    late = refusal(write("b.txt", "one\n" * 1_200_000 + "\0"))
+    assert late.startswith("b.txt, line 1200001: byte 1 ")
 
 
 @pytest.mark.parametrize(("encoding", "content", "place"), [
@@ -293,6 +294,35 @@ def test_what_is_no_text_is_refused_by_its_true_kind(name):
         for content in contents:
             for packed in (content, gzip.compress(content)):
                 assert kind in refusal(write(name, packed))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a"])
+@pytest.mark.parametrize(("content", "found"), [
+    ('{"data": [\n{"text": "one"}\n]}', ["one"]),
+    ('[\n{"text": "one"}\n]', ["one"]),
+    ('[{"text": "one"},\n{"text": "two"}]', ["one", "two"]),
+    ('\n\n{"text": "one", "data": 5}\n\n', ["one"]),
+    ('{"text":\n"one"}', ["one"]),
+    ('{"text": "one"}\n{"text": "two"}\n{"data": []}', "line 3: expected text"),
+    ('{"text": one}\n{"text": "two"}', "line 1, column 10: not JSON"),
+    ('{"text": "one"\n{"text": "two"}', "line 1, column 15: not JSON"),
+    ('[{"text": "one"},\n{"text": "tw', "line 2, column 10: not JSON"),
+    ('{"text": "one', "line 1, column 10: not JSON"),
+])  # fmt: skip
+def test_lines_of_json_and_json_on_several_lines_are_told_apart(name, content, found):
+    path = write(name, content)
+    if isinstance(found, list):
+        assert texts_of(path)[0] == found
+    else:
+        assert found in refusal(path)
+
+
+def test_long_beginnings_take_no_time():
+    """Where a cost grew with the square of the length, these would take minutes."""
+    since = time.perf_counter()
+    for content in ("\n" * 500_000 + "one", " " * 500_000 + "[one", '{"' + "a" * 500_000, "\r" * 500_000 + '"sep=one'):
+        texts_of(write("a.txt", content))
+    assert time.perf_counter() - since < 5
 
 
 def test_a_parquet_file_where_text_is_expected_is_named():

@@ -35,12 +35,14 @@ def find_kind(path, columns, encoding, say):
     with open_bytes(path) as file:
         is_parquet = re.match(PARQUET, file.peek())
     text = "" if is_parquet else first_piece(path, encoding)
+    separator, header, lines = find_header(text, columns)
     if is_parquet:
         kind = "Parquet"
-    elif re.match(r'\s*\[?\s*\{\s*("([^"\\]|\\.)*"\s*:|\})', text):
+    elif re.match(r'\[?\s*\{\s*("[^"]{0,200}"\s*:|\})', text.lstrip()):
         kind = "JSON"
-    elif expected not in ("CSV", "TSV") and is_table(text, columns):
-        kind = "CSV"
+    elif expected not in ("CSV", "TSV") and len(header) > 1 and not {*columns}.isdisjoint(header):
+        _, faults = measure(csv.reader(lines, delimiter=separator), len(header))
+        kind = "CSV" if faults < 2 else kind  # the last row may be cut off
     if kind != expected:
         say(f"{path}: read as {kind}, which it holds, whatever its name says")
     return kind
@@ -72,18 +74,6 @@ def find_header(text, columns, separators=",;\t"):
     best = max(headers, key=lambda separator: (not {*columns}.isdisjoint(headers[separator]),
                                                len(headers[separator])))
     return best, headers[best], lines[1:]
-
-
-def is_table(text, columns):
-    """Whether text begins as a table: a wanted column in a header, and rows as wide as that."""
-    separator, header, lines = find_header(text, columns)
-    if len(header) < 2 or {*columns}.isdisjoint(header):
-        return False
-    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
-        rows = csv.reader(lines, delimiter=separator, quoting=quoting)
-        if measure(rows, len(header))[1] <= 1:  # the last may be cut off
-            return True
-    return False
 
 
 def measure(rows, width):
