@@ -12,7 +12,7 @@
     accelerate launch run_ner.py --model outputs/ner --text "Ada Lovelace was born in London."
 
 Reads tagged sentences: CoNLL (a word a line, its tag last), .jsonl (tokens and ner_tags, or text and character spans),
-.csv with the columns Sentence and Tag, each also as .gz, or a data set of the Hub; tags in IOB1, IOB2 or BIOES. Writes
+.csv with the columns Sentence and Tag, each also packed, or a data set of the Hub; tags in IOB1, IOB2 or BIOES. Writes
 to --output_dir: the model and tokenizer, all_results.json (eval_f1 and the like by conlleval's rules, eval_strict_f1
 by the scheme's), predictions.conll and predictions.jsonl, log.jsonl, checkpoints and a model card.
 Every word gets one prediction and counts, however long its sentence is.
@@ -23,6 +23,8 @@ https://arxiv.org/abs/1810.04805
 
 import argparse
 import ast
+import bz2
+import codecs
 import copy
 import csv
 import ctypes
@@ -34,8 +36,10 @@ import gzip
 import hashlib
 import html
 import importlib.util
+import io
 import itertools
 import json
+import lzma
 import math
 import os
 import re
@@ -45,9 +49,9 @@ import sys
 import tempfile
 import time
 import unicodedata
-import zlib
+import zipfile
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -93,6 +97,8 @@ except ImportError as error:
     sys.exit(2)
 
 DEFAULT_DATASET = "lhoestq/conll2003"  # taken where no data are named, so that a bare call runs
+# What columns of words, of tags and of spans are called in tables.
+COLUMNS = ("tokens", "Sentence", "text", "ner_tags", "tags", "Tag", "entities", "label")
 
 
 # ---------------------------------------------------------------- arguments
@@ -319,7 +325,7 @@ def read_spans(row, place):
     return spans
 
 
-def read_conll(path):
+def read_conll(path, encoding="utf-8"):
     """Read tagged words, one a line: yields (place, dict of tokens, tags and after_docstart).
 
     The first column is the word, the last its tag, by tabs or blanks; a blank line, or one of white
@@ -329,7 +335,8 @@ def read_conll(path):
     """
     columns = fault = None
     tokens, tags, start, docstart = [], [], 1, False
-    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
+    batches = read_lines(path, encoding)
+    lines = ((n, line) for first, batch in batches for n, line in enumerate(batch, first))
     for number, line in itertools.chain(lines, [(None, "")]):
         cells = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
         is_break = not line.strip() or cells[0] == "-DOCSTART-"
@@ -440,28 +447,35 @@ def check_tagged(row, place):
                          "leaves). Expected Unicode text; take it out of the file.")
 
 
-def read_tagged(path, text_column, label_column, names, on_fault):
-    """Read sentences, with tags or without.
+def read_tagged(path, text_column, label_column, names, on_fault, encoding="utf-8", say=print):
+    """Read sentences, with tags or without: yields dicts of place, tokens, tags and more.
 
-    Tables (.jsonl, .json, .csv, .parquet; .tsv with a header of such columns) are read by
-    read_tagged_row, any other file by read_conll; all also as .gz. A sentence without words is left
-    out.
+    Tables (JSON, Parquet, .csv, and .tsv with a header of such columns) are read by
+    read_tagged_row, any other file by read_conll. A sentence without words is left out.
 
-    on_fault is called with place and InputError of each row that is at fault.
-
-    Returns:
-        Yields dicts of place, tokens, tags and what else the layout has.
+    Args:
+        path: of a file, packed or not.
+        text_column, label_column, names: as of read_tagged_row.
+        on_fault: called with place and InputError of each row that is at fault.
+        encoding: of the file.
+        say: called with lines on how it is read.
     """
-    reader = TABLES.get(ending_of(path))
-    if ending_of(path) == ".tsv":
-        header = next((lines[0].split("\t") for _, lines in read_lines(path)), [])
+    kind = find_kind(path, (), encoding, say)
+    if kind == "TSV":
+        header = next((lines[0].split("\t") for _, lines in read_lines(path, encoding)), [])
         of_words = {text_column, "tokens", "Sentence", "text"} & {*header}
-        reader = reader if of_words and not any(map(is_tag, header)) else None
-    for place, row in reader(path) if reader else read_conll(path):
+        kind = kind if of_words and not any(map(is_tag, header)) else "text"
+    if kind == "text":
+        rows = read_conll(path, encoding)
+    else:
+        columns = [*filter(None, (text_column, label_column)), *COLUMNS]
+        rows = read_table(path, kind, columns, encoding, say)
+    for place, row in rows:
         try:
             if isinstance(row, InputError):
                 raise row
-            row = row if reader is None else read_tagged_row(row, place, text_column, label_column, names)
+            if kind != "text":
+                row = read_tagged_row(row, place, text_column, label_column, names)
             check_tagged(row, place)
         except InputError as fault:
             on_fault(place, fault)
@@ -528,7 +542,7 @@ def write_tags(tags, scheme):
 # ---------------------------------------------------------------- data
 
 
-def find_rows(args, on_fault):
+def find_rows(args, on_fault, say):
     """Find the sentences.
 
     Returns:
@@ -568,14 +582,15 @@ def find_rows(args, on_fault):
         paths = find_files(patterns, f"--{split}_file")
         rows = []
         for path in paths:
-            if split == "unlabeled" and path.lower().removesuffix(".gz").endswith(".txt"):
-                lines = ((f"{path}, line {n}", line.strip()) for first, batch in read_lines(path)
+            if split == "unlabeled" and ending_of(path) == ".txt":
+                batches = read_lines(path, args.file_encoding)
+                lines = ((f"{path}, line {n}", line.strip()) for first, batch in batches
                          for n, line in enumerate(batch, first))
                 rows += [{"place": place,
                           **read_tagged_row({"text": line}, place, None, None, None)} for place,
                          line in lines if line]
             else:
-                rows += read_tagged(path, *columns, args.label_list, on_fault)
+                rows += read_tagged(path, *columns, args.label_list, on_fault, args.file_encoding, say)
         name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:]
                                              else "")
         if not rows:
@@ -610,7 +625,7 @@ def prepare_rows(args, folder, say):
         skipped.append({"place": place, "reason": str(fault)})
 
     try:
-        found, class_names = find_rows(args, on_fault)
+        found, class_names = find_rows(args, on_fault, say)
     except InputError as error:
         left_out = f" Left out as faulty: {len(skipped):,}, the first {skipped[0]['reason']}" if skipped else ""
         raise InputError(f"{error}{left_out}") from None
@@ -1581,9 +1596,14 @@ class InputError(ValueError):
 
 @contextmanager
 def blame(what, advice=""):
-    """Turn the failure of a library's call into an InputError: what was asked, why not, a cure."""
+    """Turn the failure of a library's call into an InputError: what was asked, why not, a cure.
+
+    An InputError passes as it is.
+    """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         fault = " ".join(str(error).split())[:300].rstrip(".")
         raise InputError(f"{what}: {type(error).__name__}: {fault}. {advice}") from None
@@ -1671,6 +1691,16 @@ def number(kind, low, high=math.inf, above=False):
     return parse
 
 
+def encoding(text):
+    """Check the name of an encoding, as a `type` for argparse."""
+    try:
+        bytes(4).decode(text)
+    except (LookupError, ValueError):
+        raise argparse.ArgumentTypeError(f"is {text}; expected an encoding that Python knows, such "
+                                         "as utf-8, cp1252 or utf-16-le") from None
+    return text
+
+
 COUNT, AMOUNT, ABOVE_0 = number(int, 1), number(float, 0), number(float, 0, above=True)
 
 
@@ -1735,6 +1765,8 @@ def add_model_and_data_flags(parser, default_dataset, rows, examples):
         ("validation_file", [str], "files or globs to evaluate on"),
         ("test_file", [str],
          "files or globs for the predict_ scores and predictions at the end"),
+        ("file_encoding", encoding, "utf-8",
+         "encoding of the files, but for those with a byte order mark"),
         ("validation_split_percentage", number(float, 0, 99), 10,
          f"percent of the training {rows} to evaluate on where there are no validation data, the "
          "same for every seed; 0 is none"),
@@ -1862,6 +1894,50 @@ def write_json(path, value):
 # ==== utils/reading.py, whole (to change it, change it there; `make fix` copies it) ====
 # Files of the user, and their lines and objects, each with its place.
 
+# What files begin with, as regular expressions. First those that are packed, and what unpacks them.
+PACKED = {
+    rb"\x1f\x8b\x08": gzip.open,
+    rb"BZh[1-9](1A|1?\Z|\x17r)": bz2.open,
+    rb"\xfd7zXZ|\]\0\0": lzma.open,
+    rb"\x28\xb5\x2f\xfd|[P-_]\x2aM\x18": partial(pa.CompressedInputStream, compression="zstd"),
+    rb"PK[\3\5]": zipfile.ZipFile,
+}
+MARKS = {  # byte order marks; that of UTF-16 begins one of UTF-32
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+PARQUET = rb"PAR1([\0-\x08\x0e-\x1f]|\Z)"
+NO_TEXT = {  # what is no text
+    PARQUET: "a Parquet file. Save its table as JSON lines.",
+    rb"ARROW1\0|FEA1|\xff{4}": "an Arrow file. Save its table as Parquet or JSON lines, or give the "
+                               "folder of the data set with --dataset_name.",
+    rb"\x80[\2-\5]|\([dlt]p0\n|ccopy_reg\n": "a pickle, which could run code when it is read. Save "
+                                            "what is in it as JSON lines.",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)": "HTML or XML. Take the text out of it.",
+    rb"%PDF-": "a PDF document. Take the text out of it.",
+    rb"\xd0\xcf\x11\xe0": "an Excel workbook, or a document of another old Office program. Save it "
+                          "as CSV, or as text.",
+    rb"(?s)\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP": "an image. Give text.",
+    rb"SQLite format 3": "an SQLite database. Save its table as CSV.",
+    rb"(?s).{257}ustar": "a tar archive. Unpack it, and give its files.",
+    rb"Rar!\x1a|7z\xbc\xaf|\x04\"M\x18": "packed as RAR, 7z or lz4. Unpack it.",
+    rb"version https://git-lfs": "a pointer of Git LFS in place of a file. Fetch it: git lfs pull",
+}
+# What bytes that are not UTF-8 look like in words: Western, Russian, Japanese, Chinese.
+WORDS = {
+    "utf-16-le": rb"(?:[\n\r -~]\0){4,}",
+    "utf-16-be": rb"(?:\0[\n\r -~]){4,}\0?",
+    "cp1252": rb"(?<![\x80-\xff])(?:[\x80-\xff]|[\xc0-\xff]{2}(?=[a-z]))(?![\x80-\xff])",
+    "cp1251": rb"[\xe0-\xff]{2,}",
+    "shift_jis": rb"(?:\x82[\x9f-\xf1]|\x83[\x40-\x96])+",
+    "gb18030": rb"(?:[\xb0-\xd7][\xa1-\xfe])+",
+}
+DAMAGED = "Was it cut off, or is it of another kind?"
+
+
 def find_files(patterns, flag):
     """Expand paths and globs to a list of files, sorted within a glob.
 
@@ -1881,44 +1957,121 @@ def find_files(patterns, flag):
     return files
 
 
-def ending_of(path):
-    """The ending of a file's name that tells its kind, in lower case: .csv of data.CSV.gz."""
-    return os.path.splitext(path.lower().removesuffix(".gz"))[1]
+def look_up(head, table):
+    """Find what a table of regular expressions has for the first bytes of a file, or None."""
+    return next((table[magic] for magic in table if re.match(magic, head)), None)
 
 
+def unpack(file, path):
+    """Open what a packed file holds, to read its bytes; None where it is not packed.
+
+    Args:
+        file: a BufferedReader at its beginning.
+        path: of the file, for messages.
+
+    Raises:
+        InputError: it is damaged, or a zip archive that has not just one file in it.
+    """
+    opener = look_up(file.peek(), PACKED)
+    packed = opener and opener(file)
+    if not isinstance(packed, zipfile.ZipFile):
+        return packed
+    names = [name for name in packed.namelist() if not re.search("^__MACOSX/|/$", name)]
+    if len(names) == 1:
+        return packed.open(names[0])
+    kind = "an Excel workbook" if "xl/workbook.xml" in names else "a zip archive"
+    raise InputError(f"{path}: this is {kind}, with {len(names)} files in it, expected one: "
+                     f"{', '.join(names[:5])}. Unpack it, and give its files; save a workbook as "
+                     "CSV.")
+
+
+@contextmanager
 def open_bytes(path):
-    """Open a file, also .gz, to read its bytes."""
-    opened = gzip.open if path.lower().endswith(".gz") else open
-    return opened(path, "rb")
+    """Open a file to read its bytes, unpacked as often as it is packed, whatever it is called."""
+    with ExitStack() as layers:
+        with blame(f"{path}: cannot be read", DAMAGED):
+            file = layers.enter_context(open(path, "rb"))
+            while packed := unpack(file, path):
+                file = layers.enter_context(io.BufferedReader(packed))
+        yield file
 
 
-def read_chunks(path):
-    """Read a UTF-8 file, also .gz, in pieces of a few MB: yields (number of its first line, text).
+def read_chunks(path, encoding="utf-8"):
+    """Read a file of text in pieces of a few MB: yields (number of its first line, text).
 
     A piece is whole lines, without the end of the last one. Numbers count from 1. A byte order mark
-    is taken off. InputError names the line and the byte that is not UTF-8.
+    is taken off.
+
+    Args:
+        path: of a file, packed or not.
+        encoding: what it is read in, unless it begins with a byte order mark.
+
+    Raises:
+        InputError: names the line and the byte that is of another encoding, or the kind of a file
+            that is no text.
     """
-    number = 1
-    try:
-        with open_bytes(path) as file:
-            while raw := file.read(1 << 22) + file.readline():
-                text = raw.decode("utf-8").removesuffix("\n")
+    number, rest = 1, ""
+    with open_bytes(path) as file:
+        kind = look_up(file.peek(), NO_TEXT)
+        if kind:
+            raise InputError(f"{path}: this is {kind}")
+        encoding = look_up(file.peek(), MARKS) or encoding
+        decoder = codecs.getincrementaldecoder(encoding)()
+        while True:
+            with blame(f"{path}: cannot be read", DAMAGED):
+                # In UTF-16 a line end may be torn: the decoder keeps what is half a character.
+                raw = file.read(1 << 22) + file.readline()
+            is_last = not raw.endswith(b"\n")
+            try:
+                text = rest + decoder.decode(raw, is_last)
+            except UnicodeDecodeError as error:
+                raw = error.object
+                before = rest + raw[: error.start].decode(encoding)
+                raise explain_byte(path, number, before, encoding, raw[error.start :]) from None
+            if b"\0" in raw and "\0" in text:  # the first is the faster one
+                before, raw = text.partition("\0")[0], raw[raw.index(0) :]
+                raise explain_byte(path, number, before, encoding, raw)
+            end = len(text) if is_last else text.rfind("\n") + 1
+            text, rest = text[:end], text[end:]
+            if text:
+                text = text.removesuffix("\n")
                 yield number, text.removeprefix("\ufeff") if number == 1 else text
-                number += raw.count(b"\n")
-    except UnicodeDecodeError as error:
-        line = number + raw.count(b"\n", 0, error.start)
-        byte = error.start - raw.rfind(b"\n", 0, error.start)
-        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) "
-                         "is not UTF-8. Convert it to UTF-8, for instance with: iconv -f latin1 "
-                         f"-t utf-8 {path} > new.txt") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another "
-                         "kind?") from None
+                number += text.count("\n") + 1
+            if not raw:
+                return
 
 
-def read_lines(path):
-    """Read a UTF-8 file in batches of lines: yields (number of the first, from 1, lines)."""
-    for number, text in read_chunks(path):
+def explain_byte(path, number, before, encoding, raw):
+    """Make the InputError for a byte that is no text, with the encoding that it looks like.
+
+    Args:
+        path: of the file.
+        number: of the line that the piece begins with.
+        before: text of the piece before the byte.
+        encoding: that was expected.
+        raw: the byte, and those that follow.
+    """
+    lines = before.split("\n")
+    start = lines[-1].encode(encoding)
+    read = before.encode(encoding)
+    begin = len(read) - len(start) & -2  # even, so that UTF-16 is not torn
+    sample = (read + raw)[begin : begin + (1 << 16)]
+    fits = [(0, "")]
+    for name, words in WORDS.items():
+        with suppress(UnicodeDecodeError):
+            if "\0" not in codecs.getincrementaldecoder(name)().decode(sample):
+                fits.append((sum(map(len, re.findall(words, sample))), name))
+    size, name = max(fits)
+    advice = f"It looks like {name}: give --file_encoding {name}"
+    if not size:
+        advice = "If it is text, name its encoding with --file_encoding."
+    return InputError(f"{path}, line {number + len(lines) - 1}: byte {len(start) + 1} of the line "
+                      f"(0x{raw[0]:02x}) is not {encoding.upper()} text. {advice}")
+
+
+def read_lines(path, encoding="utf-8"):
+    """Read a file of text in batches of lines: yields (number of the first, from 1, lines)."""
+    for number, text in read_chunks(path, encoding):
         yield number, [line.removesuffix("\r") for line in text.split("\n")]
 
 
@@ -1939,22 +2092,28 @@ def parse_json(text, path, line=None):
                           f"list; found {text[:40]!r}. Was the file cut off?")
 
 
-def read_json(path):
-    """Read objects out of .jsonl and .json: yields (place, object).
+def read_json(path, encoding="utf-8"):
+    """Read objects out of JSON, whatever its layout: yields (place, object).
 
-    A .json file is a list, an object with a list under `data`, or lines. In place of a row that is
+    It is a list, an object with a list under `data`, or an object a line. In place of a row that is
     no JSON, or no object, stands the InputError that says so.
     """
-    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
-    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines if line.strip())
-    if ending_of(path) == ".json":
-        whole = parse_json("\n".join(text for _, text in read_chunks(path)), path)
-        if not isinstance(whole, InputError):
-            whole = whole.get("data", whole) if isinstance(whole, dict) else whole
-            whole = whole if isinstance(whole, list) else [whole]
-            rows = ((f"{path}, entry {n}", row) for n, row in enumerate(whole, 1))
-        elif "not JSON: Extra data" not in str(whole):  # else it has one object a line
-            raise whole
+    batches = read_lines(path, encoding)
+    numbered = ((n, line) for first, batch in batches for n, line in enumerate(batch, first))
+    lines = filter(lambda line: line[1].strip(), numbered)
+    start = list(itertools.islice(lines, 2))
+    rows = ((f"{path}, line {n}", parse_json(line, path, n))
+            for n, line in itertools.chain(start, lines))
+    if start and not (len(start) > 1 and isinstance(parse_json(start[0][1], path), dict)):
+        whole = parse_json("\n".join(text for _, text in read_chunks(path, encoding)), path)
+        data = whole.get("data") if isinstance(whole, dict) else whole
+        if isinstance(data, list):
+            rows = ((f"{path}, entry {n}", row) for n, row in enumerate(data, 1))
+        elif not isinstance(whole, InputError):
+            rows = [(f"{path}, line {start[0][0]}", whole)]
+        elif ("not JSON: Extra data" not in str(whole)
+              and not isinstance(parse_json(start[-1][1], path), dict)):
+            raise whole  # else it has one object a line
     for place, row in rows:
         if not isinstance(row, dict | InputError):
             shown = json.dumps(row, ensure_ascii=False)[:40]
@@ -1965,21 +2124,128 @@ def read_json(path):
 # ==== utils/tables.py, whole (to change it, change it there; `make fix` copies it) ====
 # Rows of tables: JSON, CSV and Parquet, each with its place.
 
-def read_csv(path):
+# What the ending of a name says; of any other, the file is text.
+KINDS = {".jsonl": "JSON", ".ndjson": "JSON", ".json": "JSON", ".csv": "CSV", ".tsv": "TSV",
+         ".parquet": "Parquet"}
+
+
+def ending_of(path):
+    """The ending of a file's name that tells its kind, in lower case: .csv of data.CSV.gz."""
+    return os.path.splitext(re.sub(r"\.(gz|bz2|xz|zst|zip)$", "", path.lower()))[1]
+
+
+def find_kind(path, columns, encoding, say):
+    """Find what a file is by its content, and then by its name: text, JSON, CSV, TSV or Parquet.
+
+    Args:
+        path: of a file, packed or not.
+        columns: those that are wanted, by one of which a CSV file is known under any name.
+        encoding: of text.
+        say: called with a line where the content is not what the name says.
+    """
+    expected = kind = KINDS.get(ending_of(path), "text")
+    with open_bytes(path) as file:
+        is_parquet = re.match(PARQUET, file.peek())
+    text = "" if is_parquet else first_piece(path, encoding)
+    separator, header, lines = find_header(text, columns)
+    if is_parquet:
+        kind = "Parquet"
+    elif re.match(r'\[?\s*\{\s*("[^"]{0,200}"\s*:|\})', text.lstrip()):
+        kind = "JSON"
+    elif expected not in ("CSV", "TSV") and len(header) > 1 and not {*columns}.isdisjoint(header):
+        _, faults = measure(csv.reader(lines, delimiter=separator), len(header))
+        kind = "CSV" if faults < 2 else kind  # the last row may be cut off
+    if kind != expected:
+        say(f"{path}: read as {kind}, which it holds, whatever its name says")
+    return kind
+
+
+def first_piece(path, encoding):
+    """Read the first lines of a file, about 4 MB."""
+    return next(read_chunks(path, encoding), (1, ""))[1]
+
+
+def find_header(text, columns, separators=",;\t"):
+    """Find the header of a table by the columns that are wanted, or else by most columns.
+
+    Args:
+        text: first lines of the table; a line such as `sep=;` in front says the separator.
+        columns: those that are wanted.
+        separators: what may part columns, the likely one first.
+
+    Returns:
+        (separator, names of the columns, up to 20 lines behind the header).
+    """
+    said = re.match(r'\s*"?sep=([^\w"])"?\s*\n', text)
+    if said:
+        separators, text = said[1], text[said.end() :]
+    lines = text[: 1 << 16].replace("\r", "").split("\n")[:20]
+    lines = [line for line in lines if line.strip()]
+    headers = {separator: next(csv.reader(lines[:1], delimiter=separator), [])
+               for separator in separators}
+    best = max(headers, key=lambda separator: (not {*columns}.isdisjoint(headers[separator]),
+                                               len(headers[separator])))
+    return best, headers[best], lines[1:]
+
+
+def measure(rows, width):
+    """Measure how a table is read: (rows that span lines, rows that have not so many columns).
+
+    The first is infinite, and the second 0, where quotes are not well-formed.
+    """
+    spanning = faults = end = 0
+    try:
+        for row in rows:
+            spanning += rows.line_num > end + 1
+            faults += len(row) not in (0, width)
+            end = rows.line_num
+    except csv.Error:
+        return math.inf, 0
+    return spanning, faults
+
+
+def read_csv(path, columns, encoding, say):
     """Read .csv or .tsv with a header: yields (place, dict of the row).
 
-    In place of a row that has not the columns of the header stands its InputError. InputError is
-    raised where a quote is never closed.
+    In place of a row that has not the columns of the header stands its InputError.
+
+    Args:
+        path: of a file, packed or not.
+        columns: those that are wanted.
+        encoding: of its text.
+        say: called with a line on values that span lines, or quotes that do not count.
+
+    Raises:
+        InputError: a quote is never closed, or a wanted column stands there twice.
     """
-    csv.field_size_limit(2**31 - 1)
-    lines = (f"{line}\n" for _, batch in read_lines(path) for line in batch)
-    rows = csv.reader(lines, delimiter="\t" if ending_of(path) == ".tsv" else ",", strict=True)
+    csv.field_size_limit(1 << 26)
+    separators = "\t,;" if ending_of(path) == ".tsv" else ",;\t"
+    separator, header, _ = find_header(first_piece(path, encoding), columns, separators)
+
+    def parse(quoting):
+        lines = (f"{line}\n" for _, batch in read_lines(path, encoding) for line in batch)
+        return csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+
+    quoting, width = csv.QUOTE_MINIMAL, len(header)
+    spanning, faults = measure(parse(quoting), width)
+    # Of one column, any line is a whole row, which proves nothing.
+    may_be_torn = spanning == math.inf or (spanning and width > 1)
+    if may_be_torn and measure(parse(csv.QUOTE_NONE), width) <= (0, faults):
+        quoting = csv.QUOTE_NONE
+        say(f"{path}: quotes are read as plain characters: without them each line is a row")
+    elif 0 < spanning < math.inf:
+        say(f"{path}: {spanning:,} rows span lines, with a quoted value")
+    rows = parse(quoting)
+    filled = filter(None, rows)
     try:
-        header = next(filter(None, rows), [])
-        if len({*header}) < len(header):
+        header = next(filled, [])
+        if header and header[0].startswith("sep="):
+            header = next(filled, [])
+        twice = [name for name in columns if header.count(name) > 1]
+        if twice:
             raise InputError(f"{path}, line {rows.line_num}: a column stands there twice: "
                              f"{', '.join(header)}")
-        for row in filter(None, rows):
+        for row in filled:
             place = f"{path}, line {rows.line_num}"
             values = dict(zip(header, row, strict=False))
             if len(row) != len(header):
@@ -1992,21 +2258,42 @@ def read_csv(path):
                          "the quotes.") from None
 
 
-def read_parquet(path):
-    """Read .parquet: yields (place, dict of the row). InputError where the file is damaged."""
+def read_parquet(path, columns):
+    """Read the wanted columns of a Parquet file: yields (place, dict of the row).
+
+    Of a dotted name, its first part is read. Where it has none of them, the only row has all names,
+    without values. InputError where the file is damaged.
+    """
+    wanted = {*columns, *(name.partition(".")[0] for name in columns)}
     number = 0
-    with (blame(f"{path}: cannot be read as Parquet", "Was it cut off, or is it of another kind?"),
-          open_bytes(path) as file):
-        for batch in pa.parquet.ParquetFile(file).iter_batches():
+    with (open_bytes(path) as file, blame(f"{path}: cannot be read as Parquet", DAMAGED)):
+        # What zstd packed can only be read from its beginning.
+        table = pa.parquet.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))
+        names = [name for name in table.schema_arrow.names if name in wanted]
+        if not names:
+            yield f"{path}, row 1", dict.fromkeys(table.schema_arrow.names)
+            return
+        for batch in table.iter_batches(1_000, columns=names):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
 
 
-# Ending to reader. A reader yields (place, dict of the row), or (place, InputError) for a faulty
-# row. Files of any other ending are no tables.
-TABLES = {".jsonl": read_json, ".json": read_json, ".csv": read_csv, ".tsv": read_csv,
-          ".parquet": read_parquet}
+def read_table(path, kind, columns, encoding, say):
+    """Read the rows of a table: yields (place, dict of the row, or InputError of a faulty one).
+
+    Args:
+        path: of a file, packed or not.
+        kind: as of find_kind, but for text.
+        columns: those that are wanted; others may be left out.
+        encoding: of its text.
+        say: called with lines on how it is read.
+    """
+    if kind == "Parquet":
+        return read_parquet(path, columns)
+    if kind == "JSON":
+        return read_json(path, encoding)
+    return read_csv(path, columns, encoding, say)
 
 
 # ==== utils/splits.py, whole (to change it, change it there; `make fix` copies it) ====

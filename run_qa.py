@@ -11,7 +11,7 @@
     accelerate launch run_qa.py --model outputs/qa --test_file questions.json
     accelerate launch run_qa.py --model outputs/qa --question "Who met Babbage?" --context "Ada met Babbage in London."
 
-Reads questions in SQuAD's layout (.json), rows of id, question, context and answers (.json, .jsonl), each also as .gz,
+Reads questions in SQuAD's layout (.json), rows of id, question, context and answers (.json, .jsonl), each also packed,
 or a data set of the Hub; some may have no answer, as in SQuAD 2.0. Writes to --output_dir: the model and tokenizer,
 all_results.json (eval_exact_match or eval_exact, eval_f1), predictions.json, nbest_predictions.json and null_odds.json
 of the test data, or else of the validation data, log.jsonl, checkpoints and a model card.
@@ -21,6 +21,8 @@ scoring scripts; Devlin et al. 2018, sections 4.2 and 4.3, https://arxiv.org/abs
 """
 
 import argparse
+import bz2
+import codecs
 import copy
 import ctypes
 import dataclasses
@@ -31,7 +33,10 @@ import gzip
 import hashlib
 import html
 import importlib.util
+import io
+import itertools
 import json
+import lzma
 import math
 import os
 import re
@@ -42,9 +47,9 @@ import sys
 import tempfile
 import time
 import unicodedata
-import zlib
+import zipfile
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -56,6 +61,7 @@ try:
     import huggingface_hub
     import multiprocess
     import numpy as np
+    import pyarrow as pa
     import pyarrow.compute
     import torch
     import torch.distributed
@@ -386,13 +392,13 @@ def read_entries(entries, stem, on_fault, counts=None):
                                   else question["id"]}
 
 
-def read_questions(path, on_fault, counts=None):
+def read_questions(path, on_fault, counts=None, encoding="utf-8"):
     """Read the questions of a file, with answers or without, as read_entries yields them.
 
     The file is JSON in SQuAD's layout (data, paragraphs, qas), or has rows of id, question, context
-    and answers, as a list in .json or a row a line in .jsonl; all also as .gz.
+    and answers, as a list or a row a line, under any name.
     """
-    return read_entries(read_json(path), os.path.basename(path).split(".")[0], on_fault, counts)
+    return read_entries(read_json(path, encoding), os.path.basename(path).split(".")[0], on_fault, counts)
 
 
 # ---------------------------------------------------------------- data
@@ -437,7 +443,8 @@ def find_rows(args, on_fault):
             paths = find_files(patterns, f"--{split}_file")
             name = os.path.basename(paths[0]) + (f" and {len(paths) - 1} more files" if paths[1:]
                                                  else "")
-            keep(split, (row for path in paths for row in read_questions(path, on_fault, counts)),
+            keep(split, (row for path in paths
+                         for row in read_questions(path, on_fault, counts, args.file_encoding)),
                  paths, name)
     return found
 
@@ -1523,7 +1530,8 @@ def read_asked(args, tokenizer):
         if more:
             raise InputError(f"--context_file {args.context_file}: {len(more) + 1} files; expected "
                              "one")
-        text = "\n".join(line for _, lines in read_lines(path) for line in lines)
+        text = "\n".join(line for _, lines
+                         in read_lines(path, args.file_encoding) for line in lines)
     row = read_question({"id": None, "question": args.question}, text, args.context_file
                         or "--question")
     fault = []
@@ -1694,9 +1702,14 @@ class InputError(ValueError):
 
 @contextmanager
 def blame(what, advice=""):
-    """Turn the failure of a library's call into an InputError: what was asked, why not, a cure."""
+    """Turn the failure of a library's call into an InputError: what was asked, why not, a cure.
+
+    An InputError passes as it is.
+    """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         fault = " ".join(str(error).split())[:300].rstrip(".")
         raise InputError(f"{what}: {type(error).__name__}: {fault}. {advice}") from None
@@ -1784,6 +1797,16 @@ def number(kind, low, high=math.inf, above=False):
     return parse
 
 
+def encoding(text):
+    """Check the name of an encoding, as a `type` for argparse."""
+    try:
+        bytes(4).decode(text)
+    except (LookupError, ValueError):
+        raise argparse.ArgumentTypeError(f"is {text}; expected an encoding that Python knows, such "
+                                         "as utf-8, cp1252 or utf-16-le") from None
+    return text
+
+
 COUNT, AMOUNT, ABOVE_0 = number(int, 1), number(float, 0), number(float, 0, above=True)
 
 
@@ -1848,6 +1871,8 @@ def add_model_and_data_flags(parser, default_dataset, rows, examples):
         ("validation_file", [str], "files or globs to evaluate on"),
         ("test_file", [str],
          "files or globs for the predict_ scores and predictions at the end"),
+        ("file_encoding", encoding, "utf-8",
+         "encoding of the files, but for those with a byte order mark"),
         ("validation_split_percentage", number(float, 0, 99), 10,
          f"percent of the training {rows} to evaluate on where there are no validation data, the "
          "same for every seed; 0 is none"),
@@ -1975,6 +2000,50 @@ def write_json(path, value):
 # ==== utils/reading.py, whole (to change it, change it there; `make fix` copies it) ====
 # Files of the user, and their lines and objects, each with its place.
 
+# What files begin with, as regular expressions. First those that are packed, and what unpacks them.
+PACKED = {
+    rb"\x1f\x8b\x08": gzip.open,
+    rb"BZh[1-9](1A|1?\Z|\x17r)": bz2.open,
+    rb"\xfd7zXZ|\]\0\0": lzma.open,
+    rb"\x28\xb5\x2f\xfd|[P-_]\x2aM\x18": partial(pa.CompressedInputStream, compression="zstd"),
+    rb"PK[\3\5]": zipfile.ZipFile,
+}
+MARKS = {  # byte order marks; that of UTF-16 begins one of UTF-32
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+PARQUET = rb"PAR1([\0-\x08\x0e-\x1f]|\Z)"
+NO_TEXT = {  # what is no text
+    PARQUET: "a Parquet file. Save its table as JSON lines.",
+    rb"ARROW1\0|FEA1|\xff{4}": "an Arrow file. Save its table as Parquet or JSON lines, or give the "
+                               "folder of the data set with --dataset_name.",
+    rb"\x80[\2-\5]|\([dlt]p0\n|ccopy_reg\n": "a pickle, which could run code when it is read. Save "
+                                            "what is in it as JSON lines.",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)": "HTML or XML. Take the text out of it.",
+    rb"%PDF-": "a PDF document. Take the text out of it.",
+    rb"\xd0\xcf\x11\xe0": "an Excel workbook, or a document of another old Office program. Save it "
+                          "as CSV, or as text.",
+    rb"(?s)\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP": "an image. Give text.",
+    rb"SQLite format 3": "an SQLite database. Save its table as CSV.",
+    rb"(?s).{257}ustar": "a tar archive. Unpack it, and give its files.",
+    rb"Rar!\x1a|7z\xbc\xaf|\x04\"M\x18": "packed as RAR, 7z or lz4. Unpack it.",
+    rb"version https://git-lfs": "a pointer of Git LFS in place of a file. Fetch it: git lfs pull",
+}
+# What bytes that are not UTF-8 look like in words: Western, Russian, Japanese, Chinese.
+WORDS = {
+    "utf-16-le": rb"(?:[\n\r -~]\0){4,}",
+    "utf-16-be": rb"(?:\0[\n\r -~]){4,}\0?",
+    "cp1252": rb"(?<![\x80-\xff])(?:[\x80-\xff]|[\xc0-\xff]{2}(?=[a-z]))(?![\x80-\xff])",
+    "cp1251": rb"[\xe0-\xff]{2,}",
+    "shift_jis": rb"(?:\x82[\x9f-\xf1]|\x83[\x40-\x96])+",
+    "gb18030": rb"(?:[\xb0-\xd7][\xa1-\xfe])+",
+}
+DAMAGED = "Was it cut off, or is it of another kind?"
+
+
 def find_files(patterns, flag):
     """Expand paths and globs to a list of files, sorted within a glob.
 
@@ -1994,44 +2063,121 @@ def find_files(patterns, flag):
     return files
 
 
-def ending_of(path):
-    """The ending of a file's name that tells its kind, in lower case: .csv of data.CSV.gz."""
-    return os.path.splitext(path.lower().removesuffix(".gz"))[1]
+def look_up(head, table):
+    """Find what a table of regular expressions has for the first bytes of a file, or None."""
+    return next((table[magic] for magic in table if re.match(magic, head)), None)
 
 
+def unpack(file, path):
+    """Open what a packed file holds, to read its bytes; None where it is not packed.
+
+    Args:
+        file: a BufferedReader at its beginning.
+        path: of the file, for messages.
+
+    Raises:
+        InputError: it is damaged, or a zip archive that has not just one file in it.
+    """
+    opener = look_up(file.peek(), PACKED)
+    packed = opener and opener(file)
+    if not isinstance(packed, zipfile.ZipFile):
+        return packed
+    names = [name for name in packed.namelist() if not re.search("^__MACOSX/|/$", name)]
+    if len(names) == 1:
+        return packed.open(names[0])
+    kind = "an Excel workbook" if "xl/workbook.xml" in names else "a zip archive"
+    raise InputError(f"{path}: this is {kind}, with {len(names)} files in it, expected one: "
+                     f"{', '.join(names[:5])}. Unpack it, and give its files; save a workbook as "
+                     "CSV.")
+
+
+@contextmanager
 def open_bytes(path):
-    """Open a file, also .gz, to read its bytes."""
-    opened = gzip.open if path.lower().endswith(".gz") else open
-    return opened(path, "rb")
+    """Open a file to read its bytes, unpacked as often as it is packed, whatever it is called."""
+    with ExitStack() as layers:
+        with blame(f"{path}: cannot be read", DAMAGED):
+            file = layers.enter_context(open(path, "rb"))
+            while packed := unpack(file, path):
+                file = layers.enter_context(io.BufferedReader(packed))
+        yield file
 
 
-def read_chunks(path):
-    """Read a UTF-8 file, also .gz, in pieces of a few MB: yields (number of its first line, text).
+def read_chunks(path, encoding="utf-8"):
+    """Read a file of text in pieces of a few MB: yields (number of its first line, text).
 
     A piece is whole lines, without the end of the last one. Numbers count from 1. A byte order mark
-    is taken off. InputError names the line and the byte that is not UTF-8.
+    is taken off.
+
+    Args:
+        path: of a file, packed or not.
+        encoding: what it is read in, unless it begins with a byte order mark.
+
+    Raises:
+        InputError: names the line and the byte that is of another encoding, or the kind of a file
+            that is no text.
     """
-    number = 1
-    try:
-        with open_bytes(path) as file:
-            while raw := file.read(1 << 22) + file.readline():
-                text = raw.decode("utf-8").removesuffix("\n")
+    number, rest = 1, ""
+    with open_bytes(path) as file:
+        kind = look_up(file.peek(), NO_TEXT)
+        if kind:
+            raise InputError(f"{path}: this is {kind}")
+        encoding = look_up(file.peek(), MARKS) or encoding
+        decoder = codecs.getincrementaldecoder(encoding)()
+        while True:
+            with blame(f"{path}: cannot be read", DAMAGED):
+                # In UTF-16 a line end may be torn: the decoder keeps what is half a character.
+                raw = file.read(1 << 22) + file.readline()
+            is_last = not raw.endswith(b"\n")
+            try:
+                text = rest + decoder.decode(raw, is_last)
+            except UnicodeDecodeError as error:
+                raw = error.object
+                before = rest + raw[: error.start].decode(encoding)
+                raise explain_byte(path, number, before, encoding, raw[error.start :]) from None
+            if b"\0" in raw and "\0" in text:  # the first is the faster one
+                before, raw = text.partition("\0")[0], raw[raw.index(0) :]
+                raise explain_byte(path, number, before, encoding, raw)
+            end = len(text) if is_last else text.rfind("\n") + 1
+            text, rest = text[:end], text[end:]
+            if text:
+                text = text.removesuffix("\n")
                 yield number, text.removeprefix("\ufeff") if number == 1 else text
-                number += raw.count(b"\n")
-    except UnicodeDecodeError as error:
-        line = number + raw.count(b"\n", 0, error.start)
-        byte = error.start - raw.rfind(b"\n", 0, error.start)
-        raise InputError(f"{path}, line {line}: byte {byte} of the line (0x{raw[error.start]:02x}) "
-                         "is not UTF-8. Convert it to UTF-8, for instance with: iconv -f latin1 "
-                         f"-t utf-8 {path} > new.txt") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}. Was it cut off, or is it of another "
-                         "kind?") from None
+                number += text.count("\n") + 1
+            if not raw:
+                return
 
 
-def read_lines(path):
-    """Read a UTF-8 file in batches of lines: yields (number of the first, from 1, lines)."""
-    for number, text in read_chunks(path):
+def explain_byte(path, number, before, encoding, raw):
+    """Make the InputError for a byte that is no text, with the encoding that it looks like.
+
+    Args:
+        path: of the file.
+        number: of the line that the piece begins with.
+        before: text of the piece before the byte.
+        encoding: that was expected.
+        raw: the byte, and those that follow.
+    """
+    lines = before.split("\n")
+    start = lines[-1].encode(encoding)
+    read = before.encode(encoding)
+    begin = len(read) - len(start) & -2  # even, so that UTF-16 is not torn
+    sample = (read + raw)[begin : begin + (1 << 16)]
+    fits = [(0, "")]
+    for name, words in WORDS.items():
+        with suppress(UnicodeDecodeError):
+            if "\0" not in codecs.getincrementaldecoder(name)().decode(sample):
+                fits.append((sum(map(len, re.findall(words, sample))), name))
+    size, name = max(fits)
+    advice = f"It looks like {name}: give --file_encoding {name}"
+    if not size:
+        advice = "If it is text, name its encoding with --file_encoding."
+    return InputError(f"{path}, line {number + len(lines) - 1}: byte {len(start) + 1} of the line "
+                      f"(0x{raw[0]:02x}) is not {encoding.upper()} text. {advice}")
+
+
+def read_lines(path, encoding="utf-8"):
+    """Read a file of text in batches of lines: yields (number of the first, from 1, lines)."""
+    for number, text in read_chunks(path, encoding):
         yield number, [line.removesuffix("\r") for line in text.split("\n")]
 
 
@@ -2052,22 +2198,28 @@ def parse_json(text, path, line=None):
                           f"list; found {text[:40]!r}. Was the file cut off?")
 
 
-def read_json(path):
-    """Read objects out of .jsonl and .json: yields (place, object).
+def read_json(path, encoding="utf-8"):
+    """Read objects out of JSON, whatever its layout: yields (place, object).
 
-    A .json file is a list, an object with a list under `data`, or lines. In place of a row that is
+    It is a list, an object with a list under `data`, or an object a line. In place of a row that is
     no JSON, or no object, stands the InputError that says so.
     """
-    lines = ((n, line) for first, batch in read_lines(path) for n, line in enumerate(batch, first))
-    rows = ((f"{path}, line {n}", parse_json(line, path, n)) for n, line in lines if line.strip())
-    if ending_of(path) == ".json":
-        whole = parse_json("\n".join(text for _, text in read_chunks(path)), path)
-        if not isinstance(whole, InputError):
-            whole = whole.get("data", whole) if isinstance(whole, dict) else whole
-            whole = whole if isinstance(whole, list) else [whole]
-            rows = ((f"{path}, entry {n}", row) for n, row in enumerate(whole, 1))
-        elif "not JSON: Extra data" not in str(whole):  # else it has one object a line
-            raise whole
+    batches = read_lines(path, encoding)
+    numbered = ((n, line) for first, batch in batches for n, line in enumerate(batch, first))
+    lines = filter(lambda line: line[1].strip(), numbered)
+    start = list(itertools.islice(lines, 2))
+    rows = ((f"{path}, line {n}", parse_json(line, path, n))
+            for n, line in itertools.chain(start, lines))
+    if start and not (len(start) > 1 and isinstance(parse_json(start[0][1], path), dict)):
+        whole = parse_json("\n".join(text for _, text in read_chunks(path, encoding)), path)
+        data = whole.get("data") if isinstance(whole, dict) else whole
+        if isinstance(data, list):
+            rows = ((f"{path}, entry {n}", row) for n, row in enumerate(data, 1))
+        elif not isinstance(whole, InputError):
+            rows = [(f"{path}, line {start[0][0]}", whole)]
+        elif ("not JSON: Extra data" not in str(whole)
+              and not isinstance(parse_json(start[-1][1], path), dict)):
+            raise whole  # else it has one object a line
     for place, row in rows:
         if not isinstance(row, dict | InputError):
             shown = json.dumps(row, ensure_ascii=False)[:40]

@@ -49,6 +49,16 @@ def number(kind, low, high=math.inf, above=False):
     return parse
 
 
+def encoding(text):
+    """Check the name of an encoding, as a `type` for argparse."""
+    try:
+        bytes(4).decode(text)
+    except (LookupError, ValueError):
+        raise argparse.ArgumentTypeError(f"is {text}; expected an encoding that Python knows, such "
+                                         "as utf-8, cp1252 or utf-16-le") from None
+    return text
+
+
 COUNT, AMOUNT, ABOVE_0 = number(int, 1), number(float, 0), number(float, 0, above=True)
 
 
@@ -113,6 +123,8 @@ def add_model_and_data_flags(parser, default_dataset, rows, examples):
         ("validation_file", [str], "files or globs to evaluate on"),
         ("test_file", [str],
          "files or globs for the predict_ scores and predictions at the end"),
+        ("file_encoding", encoding, "utf-8",
+         "encoding of the files, but for those with a byte order mark"),
         ("validation_split_percentage", number(float, 0, 99), 10,
          f"percent of the training {rows} to evaluate on where there are no validation data, the "
          "same for every seed; 0 is none"),

@@ -18,9 +18,14 @@ class InputError(ValueError):
 
 @contextmanager
 def blame(what, advice=""):
-    """Turn the failure of a library's call into an InputError: what was asked, why not, a cure."""
+    """Turn the failure of a library's call into an InputError: what was asked, why not, a cure.
+
+    An InputError passes as it is.
+    """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         fault = " ".join(str(error).split())[:300].rstrip(".")
         raise InputError(f"{what}: {type(error).__name__}: {fault}. {advice}") from None

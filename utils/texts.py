@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from utils.arguments import add_flags
 from utils.errors import InputError, blame
-from utils.reading import ending_of, find_files, read_chunks
+from utils.reading import find_files, read_chunks
 from utils.splits import load_splits
-from utils.tables import TABLES
+from utils.tables import find_kind, read_table
 from utils.writing import written_aside
 
 # A character of a script that parts no words by blanks, or of its punctuation.
@@ -64,37 +64,41 @@ def find_sources(args, splits):
         if patterns:
             paths = find_files(patterns, f"--{split}_file")
             more = f" and {len(paths) - 1} more files" if paths[1:] else ""
-            key = f"{[*map(hash_file, paths)]} {how}"
+            kinds = [find_kind(path, [column], encoding, say) for path in paths]
+            key = f"{kinds} {[*map(hash_file, paths)]} {how}"
             sources[split] = Source(os.path.basename(paths[0]) + more, key,
-                                    partial(read_files, paths, *how))
+                                    partial(read_files, paths, kinds, *how, say))
         elif split in loaded:
             name = f"--dataset_name {args.dataset_name}, split {split}"
             sources[split] = Source(name, f"{loaded[split]._fingerprint} {how}",
-                                    partial(read_dataset, loaded[split], *how, name))
+                                    partial(read_dataset, loaded[split], column, separator, name))
     return sources
 
 
 def hash_file(path):
-    """What tells a file apart by content, wherever it lies and whenever it was written.
-
-    Returns:
-        The ending of its name, whether it is packed, and its SHA-256.
-    """
+    """What tells a file apart by content, whatever its name and whenever it was written: SHA-256."""
     with open(path, "rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    return ending_of(path), path.lower().endswith(".gz"), content
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_files(paths, column, separator="auto"):
+def read_files(paths, kinds, column, separator="auto", encoding="utf-8", say=print):
     """Read the texts of files as those of a Source.
 
-    Those with the ending of a table are tables, all others plain text.
+    Args:
+        paths: of the files.
+        kinds: of each, as of find_kind.
+        column: of tables, that holds the text.
+        separator: as of find_sources.
+        encoding: of the files.
+        say: called with lines on how tables are read.
     """
-    for number, path in enumerate(paths):
-        table = TABLES.get(ending_of(path))
-        batches = read_column(table(path), column) if table else read_trimmed(path)
-        separated = separator == "blank_line" or (separator == "auto" and not table
-                                                  and has_blank_lines(path))
+    for number, (path, kind) in enumerate(zip(paths, kinds, strict=True)):
+        if kind == "text":
+            batches = read_trimmed(path, encoding)
+        else:
+            batches = read_column(read_table(path, kind, [column], encoding, say), column)
+        separated = separator == "blank_line" or (separator == "auto" and kind == "text"
+                                                  and has_blank_lines(path, encoding))
         for texts, documents in number_documents(batches, separated):
             yield texts, documents + (number << 40)  # those of the next file are others
 
@@ -133,13 +137,13 @@ def read_trimmed(path):
     The white space around them is taken off.
     """
     # Without a Python object for each line, which would take most of the time.
-    for _, text in read_chunks(path):
+    for _, text in read_chunks(path, encoding):
         lines = pa.compute.split_pattern(pa.array([text], pa.large_string()), "\n")
         texts = pa.compute.utf8_trim_whitespace(lines.values)  # line ends, too
         yield texts, np.ones(len(texts), dtype=bool)
 
 
-def has_blank_lines(path):
+def has_blank_lines(path, encoding="utf-8"):
     """Whether a blank line stands between two lines of text."""
     seen = b""  # a byte a line, 1 where there is text, from the first line of text on
     for lines, _ in read_trimmed(path):
@@ -263,5 +267,5 @@ def write_texts(source, path, joined=False):
                 last = texts[-1].as_py(), documents[-1]
         if last[1] < 0:
             raise InputError(f"{source.name}: there is no text in it, at most white space. "
-                             "Expected UTF-8 text, a paragraph a line, or a table with a column "
+                             "Expected text, a paragraph a line, or a table with a column "
                              "of texts.")
