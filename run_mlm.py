@@ -185,7 +185,7 @@ def prepare_data(args, tokenizer, say):
     begun, data, tokenized = time.perf_counter(), {}, {}
     how = args.max_seq_length - 2, edge_ids(tokenizer), args.line_by_line
     kind = "lines of up to" if args.line_by_line else "blocks of"
-    sources = find_sources(args, splits, say=say)
+    sources = find_sources(args, splits, say)
     for split, (source, part) in choose_parts(sources, args).items():
         if source.key not in tokenized:
             tokenized[source.key] = tokenize_source(source, tokenizer, args, say,
@@ -1585,7 +1585,7 @@ class Source(NamedTuple):
     read: object
 
 
-def find_sources(args, splits):
+def find_sources(args, splits, say=print):
     """Find the text of each split: dict of split to Source.
 
     InputError where a file or the data set is not there.
@@ -1593,8 +1593,11 @@ def find_sources(args, splits):
     Args:
         args: Namespace of the flags.
         splits: those that are wanted.
+        say: called with lines for the user, on how files are read.
     """
-    sources, how = {}, (args.text_column_name, args.document_separator)
+    sources, column, encoding = {}, args.text_column_name, args.file_encoding
+    separator = args.document_separator
+    how = column, separator, encoding
     loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
     for split in splits:
         patterns = getattr(args, f"{split}_file")
@@ -1625,7 +1628,8 @@ def read_files(paths, kinds, column, separator="auto", encoding="utf-8", say=pri
         paths: of the files.
         kinds: of each, as of find_kind.
         column: of tables, that holds the text.
-        separator: as of find_sources.
+        separator: what ends a document: "auto", in text a blank line, or without any each line, and
+            in a table each row; "blank_line", also a row without text; "line" or "row".
         encoding: of the files.
         say: called with lines on how tables are read.
     """
@@ -1668,7 +1672,7 @@ def number_documents(batches, separated):
         yield texts.filter(pa.array(filled)), documents[filled]
 
 
-def read_trimmed(path):
+def read_trimmed(path, encoding="utf-8"):
     """Read the lines of plain text, each a row: yields (texts, ends) as for number_documents.
 
     The white space around them is taken off.
@@ -1683,7 +1687,7 @@ def read_trimmed(path):
 def has_blank_lines(path, encoding="utf-8"):
     """Whether a blank line stands between two lines of text."""
     seen = b""  # a byte a line, 1 where there is text, from the first line of text on
-    for lines, _ in read_trimmed(path):
+    for lines, _ in read_trimmed(path, encoding):
         filled = pa.compute.binary_length(lines).to_numpy() > 0
         seen = (seen + filled.tobytes()).lstrip(b"\0")
         if b"\0" in seen.rstrip(b"\0"):

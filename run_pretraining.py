@@ -636,7 +636,7 @@ def check_documents(documents, name, drawn, objective):
 def prepare_data(args, tokenizer, splits, say, joined=False):
     """Prepare the splits that the run needs, each a tuple by its name. joined: as for tokenize_source."""
     begun, data, tokenized = time.perf_counter(), {}, {}
-    sources = find_sources(args, splits)
+    sources = find_sources(args, splits, say)
     for split, (source, part) in choose_parts(sources, args, splits).items():
         source = source if args.sentence_per_line else split_sentences(source, args.language)
         if source.key not in tokenized:
@@ -1825,7 +1825,7 @@ class Source(NamedTuple):
     read: object
 
 
-def find_sources(args, splits):
+def find_sources(args, splits, say=print):
     """Find the text of each split: dict of split to Source.
 
     InputError where a file or the data set is not there.
@@ -1833,8 +1833,11 @@ def find_sources(args, splits):
     Args:
         args: Namespace of the flags.
         splits: those that are wanted.
+        say: called with lines for the user, on how files are read.
     """
-    sources, how = {}, (args.text_column_name, args.document_separator)
+    sources, column, encoding = {}, args.text_column_name, args.file_encoding
+    separator = args.document_separator
+    how = column, separator, encoding
     loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
     for split in splits:
         patterns = getattr(args, f"{split}_file")
@@ -1865,7 +1868,8 @@ def read_files(paths, kinds, column, separator="auto", encoding="utf-8", say=pri
         paths: of the files.
         kinds: of each, as of find_kind.
         column: of tables, that holds the text.
-        separator: as of find_sources.
+        separator: what ends a document: "auto", in text a blank line, or without any each line, and
+            in a table each row; "blank_line", also a row without text; "line" or "row".
         encoding: of the files.
         say: called with lines on how tables are read.
     """
@@ -1908,7 +1912,7 @@ def number_documents(batches, separated):
         yield texts.filter(pa.array(filled)), documents[filled]
 
 
-def read_trimmed(path):
+def read_trimmed(path, encoding="utf-8"):
     """Read the lines of plain text, each a row: yields (texts, ends) as for number_documents.
 
     The white space around them is taken off.
@@ -1923,7 +1927,7 @@ def read_trimmed(path):
 def has_blank_lines(path, encoding="utf-8"):
     """Whether a blank line stands between two lines of text."""
     seen = b""  # a byte a line, 1 where there is text, from the first line of text on
-    for lines, _ in read_trimmed(path):
+    for lines, _ in read_trimmed(path, encoding):
         filled = pa.compute.binary_length(lines).to_numpy() > 0
         seen = (seen + filled.tobytes()).lstrip(b"\0")
         if b"\0" in seen.rstrip(b"\0"):

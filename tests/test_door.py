@@ -370,8 +370,8 @@ def test_the_top_of_a_dotted_name_is_read():
 
 def key_of(path, **flags):
     args = Namespace(**{"train_file": [path], "dataset_name": None, "text_column_name": "text",
-                        "file_encoding": "utf-8"} | flags)  # fmt: skip
-    return find_sources(args, ["train"], say=lambda line: None)["train"].key
+                        "document_separator": "auto", "file_encoding": "utf-8"} | flags)  # fmt: skip
+    return find_sources(args, ["train"], lambda line: None)["train"].key
 
 
 def test_the_key_changes_with_what_decides_the_reading():

@@ -51,7 +51,7 @@ def sources_of(separator="auto", column="text", splits=("train", "validation"), 
     """What find_sources makes of flags: files of splits, or a data set."""
     given = {f"{split}_file": None for split in ("train", "validation", "test")}
     given |= {"dataset_name": None, "dataset_config_name": None, "text_column_name": column}
-    return find_sources(Namespace(**given | flags, document_separator=separator), splits)
+    return find_sources(Namespace(**given | flags, document_separator=separator, file_encoding="utf-8"), splits)
 
 
 @pytest.mark.parametrize(

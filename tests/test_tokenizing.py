@@ -319,7 +319,7 @@ def source_of(*batches):
 
 def from_file(path, separator="auto"):
     flags = {"train_file": [path], "dataset_name": None, "text_column_name": "text"}
-    return find_sources(Namespace(**flags, document_separator=separator), ["train"])["train"]
+    return find_sources(Namespace(**flags, document_separator=separator, file_encoding="utf-8"), ["train"])["train"]
 
 
 def settings(num_proc=None, overwrite=False):

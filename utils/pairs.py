@@ -279,7 +279,7 @@ def check_documents(documents, name, drawn, objective):
 def prepare_data(args, tokenizer, splits, say, joined=False):
     """Prepare the splits that the run needs, each a tuple by its name. joined: as for tokenize_source."""
     begun, data, tokenized = time.perf_counter(), {}, {}
-    sources = find_sources(args, splits)
+    sources = find_sources(args, splits, say)
     for split, (source, part) in choose_parts(sources, args, splits).items():
         source = source if args.sentence_per_line else split_sentences(source, args.language)
         if source.key not in tokenized:
