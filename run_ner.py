@@ -2234,7 +2234,7 @@ def read_csv(path, columns, encoding, say):
         quoting = csv.QUOTE_NONE
         say(f"{path}: quotes are read as plain characters: without them each line is a row")
     elif 0 < spanning < math.inf:
-        say(f"{path}: {spanning:,} rows span lines, with a quoted value")
+        say(f"{path}: rows that span lines, by a quoted value: {spanning:,}")
     rows = parse(quoting)
     filled = filter(None, rows)
     try:

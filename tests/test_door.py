@@ -348,7 +348,7 @@ def test_a_quotation_that_spans_rows_is_plain_characters():
 def test_a_quoted_value_that_spans_lines_is_read_and_said(content):
     texts, said = texts_of(write("a.csv", content))
     assert texts == ["a, b", "c\nd", 'e "f"']
-    assert said == ["a.csv: 1 rows span lines, with a quoted value"]
+    assert said == ["a.csv: rows that span lines, by a quoted value: 1"]
 
 
 def test_a_column_that_nobody_asked_for_does_no_harm():

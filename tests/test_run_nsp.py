@@ -508,7 +508,7 @@ FAULTY = {
     "cut.jsonl": ('{"sentence_a": "A", "sentence_b": "B"}\n{"sentence_a', ["cut.jsonl, line 2", "JSON"]),
     "header.csv": ("sentence_a,sentence_b\n", ["header.csv", "no pairs"]),
     "nothing.tsv": ("", ["nothing.tsv", "no pairs"]),
-    "pairs.txt": ("A\tB\n", ["pairs.txt", ".tsv", ".jsonl"]),
+    "pairs.txt": ("A\tB\n", ["pairs.txt", "CSV", "sentence_a"]),
 }
 
 
