@@ -64,6 +64,7 @@ try:
     from torch.utils.data import DataLoader, Sampler, Subset
     from tqdm import tqdm
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, get_scheduler
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
     from transformers.hf_argparser import string_to_bool
 except ImportError as error:
     print(f"run_mlm.py: error: {error}. Install what it needs: "
@@ -106,58 +107,64 @@ def parse_args(argv=None):
 # ---------------------------------------------------------------- data
 
 
-class ExampleCutter:
-    """Cut tokenized paragraphs into examples, for Dataset.map: blocks of running text, or lines.
+class Examples:
+    """Examples cut out of tokenized paragraphs when they are asked for: blocks, or lines.
 
-    A block is [CLS], `size` tokens and [SEP], with one [SEP] between two documents. A line is cut
-    off at `size` tokens. What one batch of `map` leaves over (`rest`, and the last `document`) goes
-    on in the next, so that only the last remainder is dropped: `map` must not share the work out.
+    A block is [CLS], `size` tokens of running text and [SEP], with one [SEP] between two documents;
+    what is left at the end is dropped. A line is cut off at `size` tokens. An example is a dict of
+    `id`, its number, and `input_ids`, (size + 2,) or less.
 
     Args:
+        tokens: Dataset of `ids` and `document`, a row for each paragraph, in the Arrow format.
+        rows: which of the paragraphs to take; bool array of shape (paragraphs,).
         size: tokens per example, without [CLS] and [SEP].
         edges: ids of [CLS] and [SEP].
         line_by_line: examples are lines instead of blocks.
-        rows: which of the paragraphs to take; bool array of shape (paragraphs,).
     """
 
-    def __init__(self, size, edges, line_by_line, rows):
-        self.size, self.edges, self.line_by_line, self.rows = size, edges, line_by_line, rows
-        self.rest, self.document = np.zeros(0, np.int32), np.zeros(0, np.int64)
-        self.examples = 0
+    def __init__(self, tokens, rows, size, edges, line_by_line):
+        self.tokens, self.size, self.edges, self.line_by_line = tokens, size, edges, line_by_line
+        lengths = pa.compute.list_value_length(tokens.data["ids"]).to_numpy()
+        # A paragraph of control characters has no tokens.
+        self.rows = np.flatnonzero(rows & (lengths > 0))
+        documents = tokens.data["document"].to_numpy()[self.rows]
+        self.breaks = np.diff(documents, prepend=documents[:1]) != 0  # a [SEP] stands in front
+        self.lengths = lengths[self.rows]
+        self.ends = np.cumsum(self.lengths + self.breaks)  # in the running text
+        count = len(self.rows) if line_by_line else sum(self.ends[-1:]) // size
+        self.numbers = np.arange(count)  # of those that are taken
 
-    def __call__(self, table, indices):
-        """Turn an Arrow table of ids and document into one of id and input_ids, a row an example."""
-        table = table.filter(pa.array(self.rows[indices]))
-        lists = table["ids"].combine_chunks()
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        number = self.numbers[index]
         if self.line_by_line:
-            lists = pa.compute.list_slice(lists, 0, self.size)
-        ids, bounds = lists.flatten().to_numpy(), lists.offsets.to_numpy()
-        bounds = bounds - bounds[0]  # of the paragraphs in ids
-        if not self.line_by_line:
-            ids, bounds = self.cut_blocks(ids, bounds, table["document"].to_numpy())
-        count = len(bounds) - 1
-        ids = np.insert(ids, np.repeat(bounds, 2)[1:-1], self.edges * count)  # around each example
-        bounds = bounds + 2 * np.arange(count + 1)
-        numbers = np.arange(self.examples, self.examples + count)
-        self.examples += count
-        return pa.table({"id": numbers, "input_ids": pa.LargeListArray.from_arrays(bounds, ids)})
+            pieces = [self.paragraph(number)[: self.size]]
+        else:
+            pieces = self.cut_block(number * self.size, (number + 1) * self.size)
+        return {"id": number, "input_ids": np.concatenate([self.edges[:1], *pieces, self.edges[1:]])}
 
-    def cut_blocks(self, ids, bounds, documents):
-        """Put what was left over in front, and [SEP] between documents: (ids, bounds of blocks)."""
-        seen = np.concatenate([self.document, documents])  # also the last one of the batch before
-        begins = np.flatnonzero(np.diff(seen)) + 1 - len(self.document)
-        self.document = seen[-1:]
-        ids = np.concatenate([self.rest, np.insert(ids, bounds[begins], self.edges[1])])
-        bounds = np.arange(0, len(ids) + 1, self.size)
-        self.rest = ids[bounds[-1] :]
-        return ids[: bounds[-1]], bounds
+    def paragraph(self, number):
+        """Token ids of one of the paragraphs that are taken: a view of what is in the cache."""
+        return self.tokens.data["ids"][self.rows[number]].values.to_numpy()
+
+    def cut_block(self, start, end):
+        """Cut the running text from `start` to `end`: a list of arrays of ids."""
+        pieces = []
+        first, last = np.searchsorted(self.ends, [start, end - 1], side="right")
+        for number in range(first, last + 1):
+            ids = self.paragraph(number)
+            begin = self.ends[number] - self.lengths[number]
+            if self.breaks[number] and start < begin <= end:
+                pieces.append(self.edges[1:])
+            pieces.append(ids[max(0, start - begin) : max(0, end - begin)])
+        return pieces
 
 
 def prepare_data(args, tokenizer, say):
     """Prepare the splits that the run needs: dict of split to (examples, what they are in words).
 
-    Examples are a Dataset of `id` and `input_ids` (int32 lists, special tokens included), kept in
-    the cache by content.
     """
     splits = ["train", "validation"] + ["test"] * (args.do_predict or args.prepare_only)
     samples = {"train": args.max_train_samples, "validation": args.max_eval_samples,
@@ -169,13 +176,8 @@ def prepare_data(args, tokenizer, say):
         if source.key not in tokenized:
             tokenized[source.key] = tokenize_source(source, tokenizer, args, say)
         tokens = tokenized[source.key]
-        lengths = pa.compute.list_value_length(tokens.data["ids"]).to_numpy()
-        # A paragraph of control characters has no tokens.
-        cutter = ExampleCutter(*how, draw_rows(len(tokens), *part) & (lengths > 0))
-        examples = tokens.map(cutter, batched=True, batch_size=rows_at_once(tokens),
-                              with_indices=True, remove_columns=tokens.column_names,
-                              new_fingerprint=hash_of(tokens._fingerprint, *how, part),
-                              load_from_cache_file=not is_overwritten(args), desc="Cutting")
+        examples = Examples(tokens, draw_rows(len(tokens), *part), *how)
+        examples.fingerprint = hash_of(tokens._fingerprint, *how, part)
         if not len(examples):
             raise InputError(f"{source.name}: its {split} part has too few tokens for one block of "
                              f"{args.max_seq_length}. Give more text, or --validation_file, a "
@@ -183,13 +185,13 @@ def prepare_data(args, tokenizer, say):
         if samples[split]:
             seed = args.seed if split == "train" else 0  # every run is scored on the same ones
             order = np.random.default_rng(seed).permutation(len(examples))
-            examples = examples.select(np.sort(order[: samples[split]]))
+            examples.numbers = np.sort(order[: samples[split]])
         words = f"{len(examples):,} {kind} {args.max_seq_length} tokens of {source.name}"
         say(f"{split.capitalize():<11} {words}")
-        if args.line_by_line and np.mean(lengths > args.max_seq_length - 2) > 0.1:
+        if args.line_by_line and np.mean(examples.lengths > args.max_seq_length - 2) > 0.1:
             say("  Careful:  many lines are cut off; a larger --max_seq_length, or blocks, would "
                 "use all of them")
-        data[split] = examples.with_format("numpy"), words
+        data[split] = examples, words
     say(f"Prepared    in {time.perf_counter() - begun:.2f} s")
     return data
 
@@ -287,8 +289,15 @@ class GlobalBatchSampler(Sampler):
 # ==== utils/masks.py, whole (to change it, change it there; `make fix` copies it) ====
 # Tokens that are hidden, and the scores of a model where they are.
 
+# Signs by which vocabularies mark words: at the front of a token that goes on with one (WordPiece),
+# or begins one (SentencePiece; byte-level BPE, where line feeds and tabs part words, too) …
+FRONT = {"##": "##", "▁": "▁", "Ġ": ("Ġ", "Ċ", "ĉ", "č")}
+# … or at the back of one that ends a word, or does not.
+BACK = "</w>", "@@"
+
+
 def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
-                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
+                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None, vocabulary=None):
     """Hide tokens: by default 80% become [MASK], 10% a random token, 10% stay.
 
     An example is masked alike on one GPU or eight, in any data worker, and after a resume.
@@ -308,6 +317,8 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
             1 stays.
         continues: for whole-word masking, True where a token goes on with the word before it; bool,
             shape (seq,).
+        vocabulary: the ids that are drawn by these numbers, where some are left out; int64, shape
+            (vocab_size,).
 
     Returns:
         (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is
@@ -335,28 +346,87 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
     chosen &= ~special
     fate = rng.random(len(input_ids))  # (seq,), uniform in [0, 1)
     substitutes = rng.integers(vocab_size, size=len(input_ids))  # (seq,)
+    if vocabulary is not None:
+        substitutes = vocabulary[substitutes]
     masked_ids = np.where(chosen & (fate < mask_replace_prob), mask_id, input_ids)
     masked_ids = np.where(chosen & (fate >= 1 - random_replace_prob), substitutes, masked_ids)
     return masked_ids, np.where(chosen, input_ids, -100)
 
 
-def word_continuations(tokenizer):
-    """Say for each token whether it goes on with the word before it: bool, (vocab,).
+def is_signed(token, sign):
+    """Whether a token carries the sign of FRONT or BACK."""
+    return token.startswith(FRONT[sign]) if sign in FRONT else token.endswith(sign)
 
-    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the
-    sign that most tokens carry; without any, each token is a word of its own. Index it with ids to
-    get mask_tokens' `continues`.
+
+def head_of(token, byte_of):
+    """The first two bytes of a token without its sign, as one number; 0 for what is missing.
+
+    Args:
+        byte_of: dict of the letters of a byte-level vocabulary to their bytes, or empty.
     """
-    # More than there are tokens, where ids are left out.
-    size = max(tokenizer.get_vocab().values()) + 1
-    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
-    sign = max("##", "Ġ", "▁", key=lambda sign: sum(token.startswith(sign) for token in tokens))
-    # Line feed, tab and carriage return part words too.
-    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign
-    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
-    # [CLS] and its like, and words that a user added.
-    continues[list(tokenizer.added_tokens_decoder)] = False
-    return continues
+    if byte_of:
+        head = bytes(byte_of[letter] for letter in token[:2])
+    elif re.fullmatch("<0x[0-9A-F]{2}>", token):  # SentencePiece, of what it has no token for
+        head = bytes.fromhex(token[3:5])
+    else:
+        head = token.removeprefix("##").removeprefix("▁").encode()[:2]
+    return int.from_bytes(head.ljust(2, b"\0"))
+
+
+class WordUnits:
+    """Tell which tokens go on with the word before them, for masks that hide whole words.
+
+    A token begins a word if it carries the sign for that, each vocabulary in its way (`##ing`,
+    `▁word`, `Ġword`, `word</w>`, `wo@@ rd`), or if its first byte begins a character of a script
+    without blanks: there, a unit is a character, or what the vocabulary makes one token of. Bytes
+    that go on with a character belong to it. Special tokens, and words that a user added, are words
+    of their own.
+
+    Raises:
+        InputError: no token carries a sign, though words can be several tokens.
+    """
+
+    def __init__(self, tokenizer):
+        tokens = [""] * count_ids(tokenizer)  # those that are left out, and those that were added
+        for token, number in tokenizer.get_vocab().items():
+            if number not in tokenizer.added_tokens_decoder:
+                tokens[number] = token
+        byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+        letters = set().union(*tokens)
+        signs = ("Ġ", "</w>")
+        if "Ġ" not in letters or letters - byte_of.keys():  # its letters do not stand for bytes
+            signs, byte_of = ("##", "▁", "</w>", "@@"), {}
+        signed = {sign: np.array([is_signed(token, sign) for token in tokens]) for sign in signs}
+        sign = max(signs, key=lambda sign: signed[sign].sum())
+        signed = signed[sign]  # (vocab,)
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if not signed.any() and type(model).__name__ not in ("WordLevel", "WordPiece"):
+            raise InputError("--masking whole_word: this tokenizer cuts words into tokens that do "
+                             "not say where a word begins; expected ##, ▁, Ġ, </w> or @@ at some "
+                             "of them. Take --masking token, or another tokenizer.")
+        if sign in ("##", "@@"):  # a token without it begins a word, or ends one
+            signed = ~signed
+        added = list(tokenizer.added_tokens_decoder)
+        signed[added] = True
+        nowhere = np.zeros_like(signed)
+        self.begins, self.ends = (nowhere, signed) if sign in BACK else (signed, nowhere)
+        self.begins[added] = True
+        self.heads = np.array([head_of(token, byte_of) for token in tokens])  # (vocab,)
+        # By the first two bytes of a character, which those of a row of 64 have in common. The
+        # tokenizer of BertJapanese finds words by a dictionary: there the sign alone counts.
+        self.without_blanks = np.zeros(1 << 16, dtype=bool)
+        if getattr(tokenizer, "word_tokenizer_type", "basic") == "basic":
+            for character in filter(re.compile(WITHOUT_BLANKS).match, map(chr, range(0, 1 << 18, 64))):
+                self.without_blanks[head_of(character, {})] = True
+
+    def __call__(self, ids):
+        """Say of token ids, (seq,), which go on with the word before them: bool, (seq,)."""
+        heads = self.heads[ids]
+        # Where a token is but one byte, the second is the next token's first.
+        heads = np.where(heads & 255, heads, heads | np.append(heads[1:] >> 8, 0))
+        begins = self.begins[ids] | self.without_blanks[heads]
+        begins[1:] |= self.ends[ids[:-1]]
+        return ~begins
 
 
 class Masker:
@@ -369,13 +439,13 @@ class Masker:
     """
 
     def __init__(self, tokenizer, args, seed):
-        self.special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # (vocab,)
+        vocabulary = np.unique([*tokenizer.get_vocab().values()])
+        self.special = np.zeros(count_ids(tokenizer), dtype=bool)  # (highest id + 1,)
         self.special[tokenizer.all_special_ids] = True
-        self.continues = np.zeros_like(self.special)  # each token is a word of its own
-        if args.masking == "whole_word":
-            self.continues = word_continuations(tokenizer)
-        self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
-                         "seed": seed, "mask_prob": args.mlm_probability,
+        self.units = WordUnits(tokenizer) if args.masking == "whole_word" else None
+        self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(vocabulary),
+                         "vocabulary": vocabulary, "seed": seed,
+                         "mask_prob": args.mlm_probability,
                          "mask_replace_prob": args.mask_replace_prob,
                          "random_replace_prob": args.random_replace_prob}
 
@@ -386,14 +456,28 @@ class Masker:
             (masked_rows, positions, targets): the rows; where tokens are to be predicted in the
             flattened batch, (predicted,); and which, (predicted,).
         """
-        pairs = [mask_tokens(ids, self.special[ids], continues=self.continues[ids], epoch=epoch,
-                             example_id=example_id, **self.settings)
+        pairs = [mask_tokens(ids, self.special[ids], continues=self.units and self.units(ids),
+                             epoch=epoch, example_id=example_id, **self.settings)
                  for ids, example_id in zip(rows, example_ids, strict=True)]
         masked, labels = zip(*pairs, strict=True)
         labels = pad(labels, -100).ravel()  # (batch x seq,)
         # Found here, on the CPU: a GPU would have to be waited for.
         positions = (labels != -100).nonzero().ravel()  # (predicted,)
         return masked, positions, labels[positions]
+
+
+def describe_words(masker, rows, say):
+    """Say how long the words are that are hidden as one, where that is what is hidden.
+
+    Args:
+        masker: a Masker.
+        rows: some of the examples, int64 arrays of ids of shape (seq,).
+    """
+    if masker.units:
+        ids = np.concatenate(rows)
+        words = ids[~masker.special[ids] & ~masker.units(ids)]
+        tokens = np.count_nonzero(~masker.special[ids])
+        say(f"Words       {tokens / max(1, len(words)):.2f} tokens each, which are hidden together")
 
 
 def add_masking_flags(parser):
@@ -498,7 +582,7 @@ def evaluate(model, examples, collator, batch_size, run):
     Args:
         model: the model itself, not the DistributedDataParallel around it, whose first pass waits
             for all processes: one without an example never gets there.
-        examples: the same Dataset on each process, which scores its share.
+        examples: the same on each process, which scores its share.
         collator: a MaskingCollator with seed 0 and epoch 0.
 
     Returns:
@@ -643,12 +727,15 @@ def main(argv=None):
     run.introduce(model, note)
     collator = MaskingCollator(Masker(tokenizer, args, args.seed), tokenizer.pad_token_id)
     eval_collator = MaskingCollator(Masker(tokenizer, args, seed=0), tokenizer.pad_token_id)
+    for examples, _ in islice(data.values(), 1):
+        rows = [examples[n]["input_ids"] for n in range(min(100, len(examples)))]
+        describe_words(collator.masker, rows, run.say)
     score, content = {}, {}
     for split, (examples, words) in data.items():
         run.card["data"][split] = words
         score[split] = partial(evaluate, examples=examples, collator=eval_collator, run=run,
                                batch_size=args.per_device_eval_batch_size)
-        content[split] = f"{len(examples):,} examples ({examples._fingerprint})"
+        content[split] = f"{len(examples):,} examples ({examples.fingerprint})"
     content.pop("test", None)
     run.card |= {"task": f"trained by masked language modelling; {run.note}", "tag": "fill-mask"}
     with explain_out_of_memory(args.max_seq_length):
@@ -1436,7 +1523,12 @@ def write_texts(source, path):
 # ==== utils/tokenizing.py, whole (to change it, change it there; `make fix` copies it) ====
 # Token ids of many texts, as lists over one flat array, kept in the cache by content.
 
+VERSION = 2  # of how text is read and cut: what another one made of it is not taken for the same
 IDS = pa.large_list(pa.int32())
+# Characters of scripts that put no blanks between words: Thai and Lao, Burmese, Khmer, Kana, Han,
+# with their punctuation; by rows of 64.
+WITHOUT_BLANKS = ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31c0-\u9fff\uf900-\ufaff"
+                  "\uff00-\uffbf\U00020000-\U0003ffff]")
 AWKWARD = (
     "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
     "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
@@ -1451,11 +1543,33 @@ AWKWARD = (
 )
 
 
+def describe_tokenizer(tokenizer):
+    """Put a tokenizer of the library `tokenizers` into JSON: one to which special tokens are text.
+
+    They keep their ids under names that no text has. (To leave them out of `added_tokens` would not
+    do: Unigram, for one, has them among its pieces.)
+    """
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, names = settings["model"], {}
+    for added in settings["added_tokens"]:
+        if added["special"]:
+            names[added["content"]] = added["content"] = f"\ufdd0{added['content']}"
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): n for token, n in model["vocab"].items()}
+    else:
+        model["vocab"] = [(names.get(token, token), score) for token, score in model["vocab"]]
+    if "unk_token" in model:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    # What it says of lengths is a state of the last call.
+    return json.dumps(settings | dict.fromkeys(["post_processor", "truncation", "padding"]))
+
+
 @functools.cache  # once in each process: fast libraries do not pickle
 def load_fast(library, tokenizer):
-    """Load the model's own tokenizer into a fast library."""
-    fast = importlib.import_module(library).Tokenizer
-    return fast.from_json(tokenizer.backend_tokenizer.to_str())
+    """Load the model's own tokenizer into a fast library, as describe_tokenizer has it."""
+    kind = importlib.import_module(library).Tokenizer
+    load = kind.from_str if library == "tokenizers" else kind.from_json
+    return load(describe_tokenizer(tokenizer))
 
 
 def encode_with_nanotoken(tokenizer, texts):
@@ -1470,17 +1584,36 @@ def encode_with_gigatoken(tokenizer, texts):
 
 
 def encode_with_tokenizers(tokenizer, texts):
-    rows = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    rows = load_fast("tokenizers", tokenizer).encode_batch_fast(texts, add_special_tokens=False)
     return pa.array([row.ids for row in rows], IDS)
 
 
 def encode_with_transformers(tokenizer, texts):
-    return pa.array(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], IDS)
+    how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
+             if not (token.special or number in tokenizer.all_special_ids)}
+    if not words:
+        return pa.array(tokenizer(texts, **how)["input_ids"], IDS)
+    # With this setting, it would split words that a user added, too.
+    pattern = re.compile(f"({'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})")
+    rows = []
+    for text in texts:
+        pieces = pattern.split(text)  # every second one is such a word
+        ids = tokenizer(pieces, **how)["input_ids"]
+        ids[1::2] = [[words[word]] for word in pieces[1::2]]
+        rows.append([*itertools.chain.from_iterable(ids)])
+    return pa.array(rows, IDS)
 
 
-# Each turns a list of texts into lists of ids, without special tokens.
+# Each turns a list of texts into lists of ids. Special tokens in them are text.
 ENCODERS = {"nanotoken": encode_with_nanotoken, "gigatoken": encode_with_gigatoken,
             "tokenizers": encode_with_tokenizers, "transformers": encode_with_transformers}
+
+
+def encode(tokenizer, texts):
+    """Encode texts as the model's own tokenizer does, but that special tokens in them are text."""
+    own = encode_with_tokenizers if tokenizer.is_fast else encode_with_transformers
+    return own(tokenizer, texts)
 
 
 def choose_encoder(tokenizer, samples, say):
@@ -1501,24 +1634,25 @@ def choose_encoder(tokenizer, samples, say):
     for added in tokenizer.added_tokens_decoder.values():
         word = added.content
         texts += [word, f"a{word}b", f"a {word} {word.upper()} b"]
-    expected = encode_with_transformers(tokenizer, texts)
-    for library, encode in ENCODERS.items():
+    expected = encode(tokenizer, texts)
+    for library, encode_with in ENCODERS.items():
         try:
-            if encode(tokenizer, texts).equals(expected):
+            if encode_with(tokenizer, texts).equals(expected):
                 break
             say(f"{library} is not used: its ids differ from those of the model's own tokenizer")
         except ImportError:
             pass  # optional
         except Exception as error:  # whatever a young library stumbles over: the next one is tried
-            say(f"{library} is not used: {type(error).__name__}: {str(error)[:100]}")
+            reason = " ".join(str(error).split())[:100]
+            say(f"{library} is not used: {type(error).__name__}: {reason}")
     return library
 
 
-def tokenize_batch(table, tokenizer, library):
-    """Tokenize `text` of an Arrow table: `ids`, lists of int32 over one flat array."""
+def tokenize_batch(table, tokenizer, library, kind):
+    """Tokenize `text` of an Arrow table: `ids`, lists over one flat array of this kind of Arrow's."""
     if multiprocess.parent_process():  # in a data worker, which leaves Ctrl-C to the main process
         ignore_interrupts()
-    ids = ENCODERS[library](tokenizer, table["text"].to_pylist())
+    ids = ENCODERS[library](tokenizer, table["text"].to_pylist()).cast(pa.large_list(kind))
     return pa.table({"ids": ids, "document": table["document"]})
 
 
@@ -1547,30 +1681,59 @@ def tokenize_source(source, tokenizer, args, say):
         say: called with lines for the user, on what the text is like.
 
     Returns:
-        Dataset of `ids` (int32 lists, without special tokens) and `document`, a row for each text,
-        in the Arrow format. Its fingerprint tells apart other contents and vocabularies.
+        Dataset of `ids` (lists of uint16, or int32 where there are more; without special tokens)
+        and `document`, a row for each text, in the Arrow format. Its fingerprint tells apart other
+        contents and tokenizers.
     """
-    vocabulary = repr(tokenizer), tokenizer.get_vocab()
+    settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     if tokenizer.is_fast:
-        vocabulary = tokenizer.backend_tokenizer.to_str()
-    key = hash_of(source.key, vocabulary)
-    path = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts", f"text-{key}.arrow")
-    if is_overwritten(args) or not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_texts(source, path)
+        settings = describe_tokenizer(tokenizer)
+    key = hash_of(source.key, settings)
+    folder = Path(datasets.config.HF_DATASETS_CACHE, f"bert_scripts_{VERSION}", key)
+    if is_overwritten(args) or not folder.exists():
+        aside = Path(f"{folder}.{os.urandom(4).hex()}.tmp")
+        aside.mkdir(parents=True)
+        try:
+            tokenize_into(aside, source, tokenizer, args, say)
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        for other in {*folder.parent.parent.glob("bert_scripts*")} - {folder.parent}:
+            say(f"  Careful:  {other} is of another version; to remove it: rm -r {other}")
+    for line in (folder / "about.txt").read_text(encoding="utf-8").splitlines():
+        say(line)
+    files = sorted(map(str, folder.glob("*.arrow")))
+    tokens = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
+    tokens._fingerprint = key
+    return tokens.with_format("arrow")
+
+
+def tokenize_into(folder, source, tokenizer, args, say):
+    """Tokenize the text of a Source into Arrow files of a folder, and what is said of it.
+
+    Arguments as of tokenize_source.
+    """
+    path = folder / "text.tmp"
+    write_texts(source, path)
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
     number = rows_at_once(texts)
     first = texts[:number]["text"].to_pylist()
-    library = choose_encoder(tokenizer, first[:100], say)
+    # The model's own can be slow, and takes longest for the longest texts.
+    samples = [text[: 40_000 // len(first[:100])] for text in first[:100]]
+    library = choose_encoder(tokenizer, samples, say)
+    how = {"tokenizer": tokenizer, "library": library,
+           "kind": pa.uint16() if count_ids(tokenizer) <= 1 << 16 else pa.int32()}
     with InterruptEnds():
         tokens = texts.map(tokenize_batch, batched=True, batch_size=number, remove_columns=["text"],
-                           fn_kwargs={"tokenizer": tokenizer, "library": library},
-                           num_proc=args.preprocessing_num_workers, new_fingerprint=key,
-                           load_from_cache_file=not is_overwritten(args),
-                           desc=f"Tokenizing ({library})")
+                           fn_kwargs=how, num_proc=args.preprocessing_num_workers,
+                           new_fingerprint="ids", cache_file_name=str(folder / "ids.arrow"),
+                           load_from_cache_file=False, desc=f"Tokenizing ({library})")
     ids = tokens[: len(first)]["ids"].combine_chunks().flatten().to_numpy()
-    describe_texts(first, ids, tokenizer.unk_token_id, say)
-    return tokens
+    lines = []
+    describe_texts(first, ids, tokenizer.unk_token_id, lines.append)
+    (folder / "about.txt").write_text("\n".join(lines), encoding="utf-8")
+    path.unlink()  # of the text no copy is left behind
 
 
 def describe_texts(texts, ids, unknown_id, say):
@@ -1583,7 +1746,9 @@ def describe_texts(texts, ids, unknown_id, say):
         say: called with lines for the user.
     """
     repeated = 1 - len({*texts}) / len(texts)
-    pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
+    # Where no blanks part words, each character counts as one.
+    words = sum(len(text.split()) + len(re.findall(WITHOUT_BLANKS, text)) for text in texts)
+    pieces = len(ids) / max(1, words)
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))
     say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {pieces:.2f} "
         f"tokens a word, {unknown:.2%} unknown")

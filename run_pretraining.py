@@ -69,6 +69,7 @@ try:
     from torch.utils.data import DataLoader, Sampler
     from tqdm import tqdm
     from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer, get_scheduler
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
     from transformers.hf_argparser import string_to_bool
 except ImportError as error:
     print(f"run_pretraining.py: error: {error}. Install what it needs: "
@@ -203,8 +204,15 @@ class GlobalBatchSampler(Sampler):
 # ==== utils/masks.py, whole (to change it, change it there; `make fix` copies it) ====
 # Tokens that are hidden, and the scores of a model where they are.
 
+# Signs by which vocabularies mark words: at the front of a token that goes on with one (WordPiece),
+# or begins one (SentencePiece; byte-level BPE, where line feeds and tabs part words, too) …
+FRONT = {"##": "##", "▁": "▁", "Ġ": ("Ġ", "Ċ", "ĉ", "č")}
+# … or at the back of one that ends a word, or does not.
+BACK = "</w>", "@@"
+
+
 def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
-                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
+                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None, vocabulary=None):
     """Hide tokens: by default 80% become [MASK], 10% a random token, 10% stay.
 
     An example is masked alike on one GPU or eight, in any data worker, and after a resume.
@@ -224,6 +232,8 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
             1 stays.
         continues: for whole-word masking, True where a token goes on with the word before it; bool,
             shape (seq,).
+        vocabulary: the ids that are drawn by these numbers, where some are left out; int64, shape
+            (vocab_size,).
 
     Returns:
         (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is
@@ -251,28 +261,87 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
     chosen &= ~special
     fate = rng.random(len(input_ids))  # (seq,), uniform in [0, 1)
     substitutes = rng.integers(vocab_size, size=len(input_ids))  # (seq,)
+    if vocabulary is not None:
+        substitutes = vocabulary[substitutes]
     masked_ids = np.where(chosen & (fate < mask_replace_prob), mask_id, input_ids)
     masked_ids = np.where(chosen & (fate >= 1 - random_replace_prob), substitutes, masked_ids)
     return masked_ids, np.where(chosen, input_ids, -100)
 
 
-def word_continuations(tokenizer):
-    """Say for each token whether it goes on with the word before it: bool, (vocab,).
+def is_signed(token, sign):
+    """Whether a token carries the sign of FRONT or BACK."""
+    return token.startswith(FRONT[sign]) if sign in FRONT else token.endswith(sign)
 
-    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the
-    sign that most tokens carry; without any, each token is a word of its own. Index it with ids to
-    get mask_tokens' `continues`.
+
+def head_of(token, byte_of):
+    """The first two bytes of a token without its sign, as one number; 0 for what is missing.
+
+    Args:
+        byte_of: dict of the letters of a byte-level vocabulary to their bytes, or empty.
     """
-    # More than there are tokens, where ids are left out.
-    size = max(tokenizer.get_vocab().values()) + 1
-    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
-    sign = max("##", "Ġ", "▁", key=lambda sign: sum(token.startswith(sign) for token in tokens))
-    # Line feed, tab and carriage return part words too.
-    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign
-    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
-    # [CLS] and its like, and words that a user added.
-    continues[list(tokenizer.added_tokens_decoder)] = False
-    return continues
+    if byte_of:
+        head = bytes(byte_of[letter] for letter in token[:2])
+    elif re.fullmatch("<0x[0-9A-F]{2}>", token):  # SentencePiece, of what it has no token for
+        head = bytes.fromhex(token[3:5])
+    else:
+        head = token.removeprefix("##").removeprefix("▁").encode()[:2]
+    return int.from_bytes(head.ljust(2, b"\0"))
+
+
+class WordUnits:
+    """Tell which tokens go on with the word before them, for masks that hide whole words.
+
+    A token begins a word if it carries the sign for that, each vocabulary in its way (`##ing`,
+    `▁word`, `Ġword`, `word</w>`, `wo@@ rd`), or if its first byte begins a character of a script
+    without blanks: there, a unit is a character, or what the vocabulary makes one token of. Bytes
+    that go on with a character belong to it. Special tokens, and words that a user added, are words
+    of their own.
+
+    Raises:
+        InputError: no token carries a sign, though words can be several tokens.
+    """
+
+    def __init__(self, tokenizer):
+        tokens = [""] * count_ids(tokenizer)  # those that are left out, and those that were added
+        for token, number in tokenizer.get_vocab().items():
+            if number not in tokenizer.added_tokens_decoder:
+                tokens[number] = token
+        byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+        letters = set().union(*tokens)
+        signs = ("Ġ", "</w>")
+        if "Ġ" not in letters or letters - byte_of.keys():  # its letters do not stand for bytes
+            signs, byte_of = ("##", "▁", "</w>", "@@"), {}
+        signed = {sign: np.array([is_signed(token, sign) for token in tokens]) for sign in signs}
+        sign = max(signs, key=lambda sign: signed[sign].sum())
+        signed = signed[sign]  # (vocab,)
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if not signed.any() and type(model).__name__ not in ("WordLevel", "WordPiece"):
+            raise InputError("--masking whole_word: this tokenizer cuts words into tokens that do "
+                             "not say where a word begins; expected ##, ▁, Ġ, </w> or @@ at some "
+                             "of them. Take --masking token, or another tokenizer.")
+        if sign in ("##", "@@"):  # a token without it begins a word, or ends one
+            signed = ~signed
+        added = list(tokenizer.added_tokens_decoder)
+        signed[added] = True
+        nowhere = np.zeros_like(signed)
+        self.begins, self.ends = (nowhere, signed) if sign in BACK else (signed, nowhere)
+        self.begins[added] = True
+        self.heads = np.array([head_of(token, byte_of) for token in tokens])  # (vocab,)
+        # By the first two bytes of a character, which those of a row of 64 have in common. The
+        # tokenizer of BertJapanese finds words by a dictionary: there the sign alone counts.
+        self.without_blanks = np.zeros(1 << 16, dtype=bool)
+        if getattr(tokenizer, "word_tokenizer_type", "basic") == "basic":
+            for character in filter(re.compile(WITHOUT_BLANKS).match, map(chr, range(0, 1 << 18, 64))):
+                self.without_blanks[head_of(character, {})] = True
+
+    def __call__(self, ids):
+        """Say of token ids, (seq,), which go on with the word before them: bool, (seq,)."""
+        heads = self.heads[ids]
+        # Where a token is but one byte, the second is the next token's first.
+        heads = np.where(heads & 255, heads, heads | np.append(heads[1:] >> 8, 0))
+        begins = self.begins[ids] | self.without_blanks[heads]
+        begins[1:] |= self.ends[ids[:-1]]
+        return ~begins
 
 
 class Masker:
@@ -285,13 +354,13 @@ class Masker:
     """
 
     def __init__(self, tokenizer, args, seed):
-        self.special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # (vocab,)
+        vocabulary = np.unique([*tokenizer.get_vocab().values()])
+        self.special = np.zeros(count_ids(tokenizer), dtype=bool)  # (highest id + 1,)
         self.special[tokenizer.all_special_ids] = True
-        self.continues = np.zeros_like(self.special)  # each token is a word of its own
-        if args.masking == "whole_word":
-            self.continues = word_continuations(tokenizer)
-        self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
-                         "seed": seed, "mask_prob": args.mlm_probability,
+        self.units = WordUnits(tokenizer) if args.masking == "whole_word" else None
+        self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(vocabulary),
+                         "vocabulary": vocabulary, "seed": seed,
+                         "mask_prob": args.mlm_probability,
                          "mask_replace_prob": args.mask_replace_prob,
                          "random_replace_prob": args.random_replace_prob}
 
@@ -302,14 +371,28 @@ class Masker:
             (masked_rows, positions, targets): the rows; where tokens are to be predicted in the
             flattened batch, (predicted,); and which, (predicted,).
         """
-        pairs = [mask_tokens(ids, self.special[ids], continues=self.continues[ids], epoch=epoch,
-                             example_id=example_id, **self.settings)
+        pairs = [mask_tokens(ids, self.special[ids], continues=self.units and self.units(ids),
+                             epoch=epoch, example_id=example_id, **self.settings)
                  for ids, example_id in zip(rows, example_ids, strict=True)]
         masked, labels = zip(*pairs, strict=True)
         labels = pad(labels, -100).ravel()  # (batch x seq,)
         # Found here, on the CPU: a GPU would have to be waited for.
         positions = (labels != -100).nonzero().ravel()  # (predicted,)
         return masked, positions, labels[positions]
+
+
+def describe_words(masker, rows, say):
+    """Say how long the words are that are hidden as one, where that is what is hidden.
+
+    Args:
+        masker: a Masker.
+        rows: some of the examples, int64 arrays of ids of shape (seq,).
+    """
+    if masker.units:
+        ids = np.concatenate(rows)
+        words = ids[~masker.special[ids] & ~masker.units(ids)]
+        tokens = np.count_nonzero(~masker.special[ids])
+        say(f"Words       {tokens / max(1, len(words)):.2f} tokens each, which are hidden together")
 
 
 def add_masking_flags(parser):
@@ -902,6 +985,9 @@ def main(argv=None):
         words = f"{len(numbers):,} pairs an epoch of {name}"
         run.say(f"{split.capitalize():<11} {words}")
         run.card["data"][split] = words
+    for documents, *_ in islice(data.values(), 1):
+        masker = Masker(tokenizer, args, args.seed)
+        describe_words(masker, [documents.ids(0, documents.starts[1])], run.say)
     content.pop("test", None)
     tasks = f"masked language modelling and {OBJECTIVES[args.objective]} prediction"
     run.card |= {"task": f"trained by {tasks}; {run.note}", "tag": "fill-mask"}
@@ -1687,7 +1773,12 @@ def write_texts(source, path):
 # ==== utils/tokenizing.py, whole (to change it, change it there; `make fix` copies it) ====
 # Token ids of many texts, as lists over one flat array, kept in the cache by content.
 
+VERSION = 2  # of how text is read and cut: what another one made of it is not taken for the same
 IDS = pa.large_list(pa.int32())
+# Characters of scripts that put no blanks between words: Thai and Lao, Burmese, Khmer, Kana, Han,
+# with their punctuation; by rows of 64.
+WITHOUT_BLANKS = ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31c0-\u9fff\uf900-\ufaff"
+                  "\uff00-\uffbf\U00020000-\U0003ffff]")
 AWKWARD = (
     "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
     "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
@@ -1702,11 +1793,33 @@ AWKWARD = (
 )
 
 
+def describe_tokenizer(tokenizer):
+    """Put a tokenizer of the library `tokenizers` into JSON: one to which special tokens are text.
+
+    They keep their ids under names that no text has. (To leave them out of `added_tokens` would not
+    do: Unigram, for one, has them among its pieces.)
+    """
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, names = settings["model"], {}
+    for added in settings["added_tokens"]:
+        if added["special"]:
+            names[added["content"]] = added["content"] = f"\ufdd0{added['content']}"
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): n for token, n in model["vocab"].items()}
+    else:
+        model["vocab"] = [(names.get(token, token), score) for token, score in model["vocab"]]
+    if "unk_token" in model:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    # What it says of lengths is a state of the last call.
+    return json.dumps(settings | dict.fromkeys(["post_processor", "truncation", "padding"]))
+
+
 @functools.cache  # once in each process: fast libraries do not pickle
 def load_fast(library, tokenizer):
-    """Load the model's own tokenizer into a fast library."""
-    fast = importlib.import_module(library).Tokenizer
-    return fast.from_json(tokenizer.backend_tokenizer.to_str())
+    """Load the model's own tokenizer into a fast library, as describe_tokenizer has it."""
+    kind = importlib.import_module(library).Tokenizer
+    load = kind.from_str if library == "tokenizers" else kind.from_json
+    return load(describe_tokenizer(tokenizer))
 
 
 def encode_with_nanotoken(tokenizer, texts):
@@ -1721,17 +1834,36 @@ def encode_with_gigatoken(tokenizer, texts):
 
 
 def encode_with_tokenizers(tokenizer, texts):
-    rows = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    rows = load_fast("tokenizers", tokenizer).encode_batch_fast(texts, add_special_tokens=False)
     return pa.array([row.ids for row in rows], IDS)
 
 
 def encode_with_transformers(tokenizer, texts):
-    return pa.array(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], IDS)
+    how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
+             if not (token.special or number in tokenizer.all_special_ids)}
+    if not words:
+        return pa.array(tokenizer(texts, **how)["input_ids"], IDS)
+    # With this setting, it would split words that a user added, too.
+    pattern = re.compile(f"({'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})")
+    rows = []
+    for text in texts:
+        pieces = pattern.split(text)  # every second one is such a word
+        ids = tokenizer(pieces, **how)["input_ids"]
+        ids[1::2] = [[words[word]] for word in pieces[1::2]]
+        rows.append([*itertools.chain.from_iterable(ids)])
+    return pa.array(rows, IDS)
 
 
-# Each turns a list of texts into lists of ids, without special tokens.
+# Each turns a list of texts into lists of ids. Special tokens in them are text.
 ENCODERS = {"nanotoken": encode_with_nanotoken, "gigatoken": encode_with_gigatoken,
             "tokenizers": encode_with_tokenizers, "transformers": encode_with_transformers}
+
+
+def encode(tokenizer, texts):
+    """Encode texts as the model's own tokenizer does, but that special tokens in them are text."""
+    own = encode_with_tokenizers if tokenizer.is_fast else encode_with_transformers
+    return own(tokenizer, texts)
 
 
 def choose_encoder(tokenizer, samples, say):
@@ -1752,24 +1884,25 @@ def choose_encoder(tokenizer, samples, say):
     for added in tokenizer.added_tokens_decoder.values():
         word = added.content
         texts += [word, f"a{word}b", f"a {word} {word.upper()} b"]
-    expected = encode_with_transformers(tokenizer, texts)
-    for library, encode in ENCODERS.items():
+    expected = encode(tokenizer, texts)
+    for library, encode_with in ENCODERS.items():
         try:
-            if encode(tokenizer, texts).equals(expected):
+            if encode_with(tokenizer, texts).equals(expected):
                 break
             say(f"{library} is not used: its ids differ from those of the model's own tokenizer")
         except ImportError:
             pass  # optional
         except Exception as error:  # whatever a young library stumbles over: the next one is tried
-            say(f"{library} is not used: {type(error).__name__}: {str(error)[:100]}")
+            reason = " ".join(str(error).split())[:100]
+            say(f"{library} is not used: {type(error).__name__}: {reason}")
     return library
 
 
-def tokenize_batch(table, tokenizer, library):
-    """Tokenize `text` of an Arrow table: `ids`, lists of int32 over one flat array."""
+def tokenize_batch(table, tokenizer, library, kind):
+    """Tokenize `text` of an Arrow table: `ids`, lists over one flat array of this kind of Arrow's."""
     if multiprocess.parent_process():  # in a data worker, which leaves Ctrl-C to the main process
         ignore_interrupts()
-    ids = ENCODERS[library](tokenizer, table["text"].to_pylist())
+    ids = ENCODERS[library](tokenizer, table["text"].to_pylist()).cast(pa.large_list(kind))
     return pa.table({"ids": ids, "document": table["document"]})
 
 
@@ -1798,30 +1931,59 @@ def tokenize_source(source, tokenizer, args, say):
         say: called with lines for the user, on what the text is like.
 
     Returns:
-        Dataset of `ids` (int32 lists, without special tokens) and `document`, a row for each text,
-        in the Arrow format. Its fingerprint tells apart other contents and vocabularies.
+        Dataset of `ids` (lists of uint16, or int32 where there are more; without special tokens)
+        and `document`, a row for each text, in the Arrow format. Its fingerprint tells apart other
+        contents and tokenizers.
     """
-    vocabulary = repr(tokenizer), tokenizer.get_vocab()
+    settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     if tokenizer.is_fast:
-        vocabulary = tokenizer.backend_tokenizer.to_str()
-    key = hash_of(source.key, vocabulary)
-    path = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts", f"text-{key}.arrow")
-    if is_overwritten(args) or not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_texts(source, path)
+        settings = describe_tokenizer(tokenizer)
+    key = hash_of(source.key, settings)
+    folder = Path(datasets.config.HF_DATASETS_CACHE, f"bert_scripts_{VERSION}", key)
+    if is_overwritten(args) or not folder.exists():
+        aside = Path(f"{folder}.{os.urandom(4).hex()}.tmp")
+        aside.mkdir(parents=True)
+        try:
+            tokenize_into(aside, source, tokenizer, args, say)
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        for other in {*folder.parent.parent.glob("bert_scripts*")} - {folder.parent}:
+            say(f"  Careful:  {other} is of another version; to remove it: rm -r {other}")
+    for line in (folder / "about.txt").read_text(encoding="utf-8").splitlines():
+        say(line)
+    files = sorted(map(str, folder.glob("*.arrow")))
+    tokens = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
+    tokens._fingerprint = key
+    return tokens.with_format("arrow")
+
+
+def tokenize_into(folder, source, tokenizer, args, say):
+    """Tokenize the text of a Source into Arrow files of a folder, and what is said of it.
+
+    Arguments as of tokenize_source.
+    """
+    path = folder / "text.tmp"
+    write_texts(source, path)
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
     number = rows_at_once(texts)
     first = texts[:number]["text"].to_pylist()
-    library = choose_encoder(tokenizer, first[:100], say)
+    # The model's own can be slow, and takes longest for the longest texts.
+    samples = [text[: 40_000 // len(first[:100])] for text in first[:100]]
+    library = choose_encoder(tokenizer, samples, say)
+    how = {"tokenizer": tokenizer, "library": library,
+           "kind": pa.uint16() if count_ids(tokenizer) <= 1 << 16 else pa.int32()}
     with InterruptEnds():
         tokens = texts.map(tokenize_batch, batched=True, batch_size=number, remove_columns=["text"],
-                           fn_kwargs={"tokenizer": tokenizer, "library": library},
-                           num_proc=args.preprocessing_num_workers, new_fingerprint=key,
-                           load_from_cache_file=not is_overwritten(args),
-                           desc=f"Tokenizing ({library})")
+                           fn_kwargs=how, num_proc=args.preprocessing_num_workers,
+                           new_fingerprint="ids", cache_file_name=str(folder / "ids.arrow"),
+                           load_from_cache_file=False, desc=f"Tokenizing ({library})")
     ids = tokens[: len(first)]["ids"].combine_chunks().flatten().to_numpy()
-    describe_texts(first, ids, tokenizer.unk_token_id, say)
-    return tokens
+    lines = []
+    describe_texts(first, ids, tokenizer.unk_token_id, lines.append)
+    (folder / "about.txt").write_text("\n".join(lines), encoding="utf-8")
+    path.unlink()  # of the text no copy is left behind
 
 
 def describe_texts(texts, ids, unknown_id, say):
@@ -1834,7 +1996,9 @@ def describe_texts(texts, ids, unknown_id, say):
         say: called with lines for the user.
     """
     repeated = 1 - len({*texts}) / len(texts)
-    pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
+    # Where no blanks part words, each character counts as one.
+    words = sum(len(text.split()) + len(re.findall(WITHOUT_BLANKS, text)) for text in texts)
+    pieces = len(ids) / max(1, words)
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))
     say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {pieces:.2f} "
         f"tokens a word, {unknown:.2%} unknown")
