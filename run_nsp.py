@@ -1624,16 +1624,15 @@ def encode_with_transformers(tokenizer, texts):
     how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
              if not (token.special or number in tokenizer.all_special_ids)}
-    if not words:
-        return pa.array(tokenizer(texts, **how)["input_ids"], IDS)
     # With this setting, it would split words that a user added, too.
-    pattern = re.compile(f"({'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})")
+    longest_first = map(re.escape, sorted(words, key=len, reverse=True))
+    pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
     rows = []
     for text in texts:
         pieces = pattern.split(text)  # every second one is such a word
         ids = tokenizer(pieces, **how)["input_ids"]
         ids[1::2] = [[words[word]] for word in pieces[1::2]]
-        rows.append([*itertools.chain.from_iterable(ids)])
+        rows.append([*itertools.chain(*ids)])
     return pa.array(rows, IDS)
 
 
@@ -1721,18 +1720,21 @@ def tokenize_source(source, tokenizer, args, say):
     if tokenizer.is_fast:
         settings = describe_tokenizer(tokenizer)
     key = hash_of(source.key, settings)
-    folder = Path(datasets.config.HF_DATASETS_CACHE, f"bert_scripts_{VERSION}", key)
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
+    folder = cache / f"text_{VERSION}" / key
     if is_overwritten(args) or not folder.exists():
         aside = Path(f"{folder}.{os.urandom(4).hex()}.tmp")
         aside.mkdir(parents=True)
         try:
             tokenize_into(aside, source, tokenizer, args, say)
+            (aside / "text.tmp").unlink()  # of the text, no copy is left behind
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        for other in {*folder.parent.parent.glob("bert_scripts*")} - {folder.parent}:
-            say(f"  Careful:  {other} is of another version; to remove it: rm -r {other}")
+        if any(cache.glob("[cet]*-*")):  # cache-, examples-, text- and tokens- were their names
+            say("  Careful:  an older version has left copies of text in the cache; to remove them: "
+                f"rm {cache}/[cet]*-*")
     for line in (folder / "about.txt").read_text(encoding="utf-8").splitlines():
         say(line)
     files = sorted(map(str, folder.glob("*.arrow")))
@@ -1742,7 +1744,7 @@ def tokenize_source(source, tokenizer, args, say):
 
 
 def tokenize_into(folder, source, tokenizer, args, say):
-    """Tokenize the text of a Source into Arrow files of a folder, and what is said of it.
+    """Put the text of a Source into a folder: as text.tmp, as ids*.arrow, and what is said of it.
 
     Arguments as of tokenize_source.
     """
@@ -1765,7 +1767,6 @@ def tokenize_into(folder, source, tokenizer, args, say):
     lines = []
     describe_texts(first, ids, tokenizer.unk_token_id, lines.append)
     (folder / "about.txt").write_text("\n".join(lines), encoding="utf-8")
-    path.unlink()  # of the text no copy is left behind
 
 
 def describe_texts(texts, ids, unknown_id, say):

@@ -204,11 +204,11 @@ class GlobalBatchSampler(Sampler):
 # ==== utils/masks.py, whole (to change it, change it there; `make fix` copies it) ====
 # Tokens that are hidden, and the scores of a model where they are.
 
-# Signs by which vocabularies mark words: at the front of a token that goes on with one (WordPiece),
-# or begins one (SentencePiece; byte-level BPE, where line feeds and tabs part words, too) …
-FRONT = {"##": "##", "▁": "▁", "Ġ": ("Ġ", "Ċ", "ĉ", "č")}
-# … or at the back of one that ends a word, or does not.
-BACK = "</w>", "@@"
+# Signs by which vocabularies mark words, and which tokens begin one: those without it (WordPiece),
+# or with it (SentencePiece; byte-level BPE, where line feeds and tabs part words, too) …
+FRONT = {"##": "^(?!##)", "▁": "^▁", "Ġ": "^[ĠĊĉč]"}
+# … or which tokens end one.
+BACK = {"</w>": "</w>$", "@@": "(?<!@@)$"}
 
 
 def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
@@ -268,11 +268,6 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
     return masked_ids, np.where(chosen, input_ids, -100)
 
 
-def is_signed(token, sign):
-    """Whether a token carries the sign of FRONT or BACK."""
-    return token.startswith(FRONT[sign]) if sign in FRONT else token.endswith(sign)
-
-
 def head_of(token, byte_of):
     """The first two bytes of a token without its sign, as one number; 0 for what is missing.
 
@@ -284,7 +279,7 @@ def head_of(token, byte_of):
     elif re.fullmatch("<0x[0-9A-F]{2}>", token):  # SentencePiece, of what it has no token for
         head = bytes.fromhex(token[3:5])
     else:
-        head = token.removeprefix("##").removeprefix("▁").encode()[:2]
+        head = token.lstrip("#▁").encode()[:2]
     return int.from_bytes(head.ljust(2, b"\0"))
 
 
@@ -303,29 +298,28 @@ class WordUnits:
 
     def __init__(self, tokenizer):
         tokens = [""] * count_ids(tokenizer)  # those that are left out, and those that were added
-        for token, number in tokenizer.get_vocab().items():
-            if number not in tokenizer.added_tokens_decoder:
-                tokens[number] = token
+        added = tokenizer.added_tokens_decoder
+        for token, token_id in tokenizer.get_vocab().items():
+            if token_id not in added:
+                tokens[token_id] = token
         byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
         letters = set().union(*tokens)
         signs = ("Ġ", "</w>")
         if "Ġ" not in letters or letters - byte_of.keys():  # its letters do not stand for bytes
             signs, byte_of = ("##", "▁", "</w>", "@@"), {}
-        signed = {sign: np.array([is_signed(token, sign) for token in tokens]) for sign in signs}
-        sign = max(signs, key=lambda sign: signed[sign].sum())
-        signed = signed[sign]  # (vocab,)
+        counts = {sign: sum(sign in token for token in tokens) for sign in signs}
+        sign = max(signs, key=counts.get)
         model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-        if not signed.any() and type(model).__name__ not in ("WordLevel", "WordPiece"):
+        if not counts[sign] and type(model).__name__ not in ("WordLevel", "WordPiece"):
             raise InputError("--masking whole_word: this tokenizer cuts words into tokens that do "
                              "not say where a word begins; expected ##, ▁, Ġ, </w> or @@ at some "
                              "of them. Take --masking token, or another tokenizer.")
-        if sign in ("##", "@@"):  # a token without it begins a word, or ends one
-            signed = ~signed
-        added = list(tokenizer.added_tokens_decoder)
-        signed[added] = True
-        nowhere = np.zeros_like(signed)
-        self.begins, self.ends = (nowhere, signed) if sign in BACK else (signed, nowhere)
-        self.begins[added] = True
+        pattern = re.compile((FRONT | BACK)[sign])
+        marked = np.array([pattern.search(token) is not None for token in tokens])  # (vocab,)
+        marked[[*added]] = True
+        nowhere = np.zeros_like(marked)
+        self.begins, self.ends = (marked, nowhere) if sign in FRONT else (nowhere, marked)
+        self.begins[[*added]] = True
         self.heads = np.array([head_of(token, byte_of) for token in tokens])  # (vocab,)
         # By the first two bytes of a character, which those of a row of 64 have in common. The
         # tokenizer of BertJapanese finds words by a dictionary: there the sign alone counts.
@@ -985,9 +979,9 @@ def main(argv=None):
         words = f"{len(numbers):,} pairs an epoch of {name}"
         run.say(f"{split.capitalize():<11} {words}")
         run.card["data"][split] = words
-    for documents, *_ in islice(data.values(), 1):
-        masker = Masker(tokenizer, args, args.seed)
-        describe_words(masker, [documents.ids(0, documents.starts[1])], run.say)
+    first, *_ = data
+    documents, *_ = data[first]
+    describe_words(collator[first].masker, [documents.ids(0, documents.starts[1])], run.say)
     content.pop("test", None)
     tasks = f"masked language modelling and {OBJECTIVES[args.objective]} prediction"
     run.card |= {"task": f"trained by {tasks}; {run.note}", "tag": "fill-mask"}
@@ -1842,16 +1836,15 @@ def encode_with_transformers(tokenizer, texts):
     how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
              if not (token.special or number in tokenizer.all_special_ids)}
-    if not words:
-        return pa.array(tokenizer(texts, **how)["input_ids"], IDS)
     # With this setting, it would split words that a user added, too.
-    pattern = re.compile(f"({'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})")
+    longest_first = map(re.escape, sorted(words, key=len, reverse=True))
+    pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
     rows = []
     for text in texts:
         pieces = pattern.split(text)  # every second one is such a word
         ids = tokenizer(pieces, **how)["input_ids"]
         ids[1::2] = [[words[word]] for word in pieces[1::2]]
-        rows.append([*itertools.chain.from_iterable(ids)])
+        rows.append([*itertools.chain(*ids)])
     return pa.array(rows, IDS)
 
 
@@ -1939,18 +1932,21 @@ def tokenize_source(source, tokenizer, args, say):
     if tokenizer.is_fast:
         settings = describe_tokenizer(tokenizer)
     key = hash_of(source.key, settings)
-    folder = Path(datasets.config.HF_DATASETS_CACHE, f"bert_scripts_{VERSION}", key)
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
+    folder = cache / f"text_{VERSION}" / key
     if is_overwritten(args) or not folder.exists():
         aside = Path(f"{folder}.{os.urandom(4).hex()}.tmp")
         aside.mkdir(parents=True)
         try:
             tokenize_into(aside, source, tokenizer, args, say)
+            (aside / "text.tmp").unlink()  # of the text, no copy is left behind
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        for other in {*folder.parent.parent.glob("bert_scripts*")} - {folder.parent}:
-            say(f"  Careful:  {other} is of another version; to remove it: rm -r {other}")
+        if any(cache.glob("[cet]*-*")):  # cache-, examples-, text- and tokens- were their names
+            say("  Careful:  an older version has left copies of text in the cache; to remove them: "
+                f"rm {cache}/[cet]*-*")
     for line in (folder / "about.txt").read_text(encoding="utf-8").splitlines():
         say(line)
     files = sorted(map(str, folder.glob("*.arrow")))
@@ -1960,7 +1956,7 @@ def tokenize_source(source, tokenizer, args, say):
 
 
 def tokenize_into(folder, source, tokenizer, args, say):
-    """Tokenize the text of a Source into Arrow files of a folder, and what is said of it.
+    """Put the text of a Source into a folder: as text.tmp, as ids*.arrow, and what is said of it.
 
     Arguments as of tokenize_source.
     """
@@ -1983,7 +1979,6 @@ def tokenize_into(folder, source, tokenizer, args, say):
     lines = []
     describe_texts(first, ids, tokenizer.unk_token_id, lines.append)
     (folder / "about.txt").write_text("\n".join(lines), encoding="utf-8")
-    path.unlink()  # of the text no copy is left behind
 
 
 def describe_texts(texts, ids, unknown_id, say):

@@ -147,7 +147,8 @@ def test_examples_are_cut_out_of_the_running_text_of_the_rows_that_are_taken(see
     examples = Examples(tokens, taken, 6, [2, 3], line_by_line=True)
     assert [examples[n]["input_ids"].tolist() for n in range(len(examples))] == lines
     examples.numbers = examples.numbers[[4, 9]]  # a sample: the ids, and so the masks, stay
-    assert [(e["id"], e["input_ids"].tolist()) for e in map(examples.__getitem__, (0, 1))] == [(4, lines[4]), (9, lines[9])]
+    sample = [examples[0], examples[1]]
+    assert [(example["id"], example["input_ids"].tolist()) for example in sample] == [(4, lines[4]), (9, lines[9])]
     assert not len(Examples(tokens, np.zeros(60, dtype=bool), 6, [2, 3], line_by_line=False))
 
 

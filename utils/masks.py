@@ -13,11 +13,11 @@ from utils.errors import InputError
 from utils.models import count_ids
 from utils.tokenizing import WITHOUT_BLANKS
 
-# Signs by which vocabularies mark words: at the front of a token that goes on with one (WordPiece),
-# or begins one (SentencePiece; byte-level BPE, where line feeds and tabs part words, too) …
-FRONT = {"##": "##", "▁": "▁", "Ġ": ("Ġ", "Ċ", "ĉ", "č")}
-# … or at the back of one that ends a word, or does not.
-BACK = "</w>", "@@"
+# Signs by which vocabularies mark words, and which tokens begin one: those without it (WordPiece),
+# or with it (SentencePiece; byte-level BPE, where line feeds and tabs part words, too) …
+FRONT = {"##": "^(?!##)", "▁": "^▁", "Ġ": "^[ĠĊĉč]"}
+# … or which tokens end one.
+BACK = {"</w>": "</w>$", "@@": "(?<!@@)$"}
 
 
 def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
@@ -77,11 +77,6 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
     return masked_ids, np.where(chosen, input_ids, -100)
 
 
-def is_signed(token, sign):
-    """Whether a token carries the sign of FRONT or BACK."""
-    return token.startswith(FRONT[sign]) if sign in FRONT else token.endswith(sign)
-
-
 def head_of(token, byte_of):
     """The first two bytes of a token without its sign, as one number; 0 for what is missing.
 
@@ -93,7 +88,7 @@ def head_of(token, byte_of):
     elif re.fullmatch("<0x[0-9A-F]{2}>", token):  # SentencePiece, of what it has no token for
         head = bytes.fromhex(token[3:5])
     else:
-        head = token.removeprefix("##").removeprefix("▁").encode()[:2]
+        head = token.lstrip("#▁").encode()[:2]
     return int.from_bytes(head.ljust(2, b"\0"))
 
 
@@ -112,29 +107,28 @@ class WordUnits:
 
     def __init__(self, tokenizer):
         tokens = [""] * count_ids(tokenizer)  # those that are left out, and those that were added
-        for token, number in tokenizer.get_vocab().items():
-            if number not in tokenizer.added_tokens_decoder:
-                tokens[number] = token
+        added = tokenizer.added_tokens_decoder
+        for token, token_id in tokenizer.get_vocab().items():
+            if token_id not in added:
+                tokens[token_id] = token
         byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
         letters = set().union(*tokens)
         signs = ("Ġ", "</w>")
         if "Ġ" not in letters or letters - byte_of.keys():  # its letters do not stand for bytes
             signs, byte_of = ("##", "▁", "</w>", "@@"), {}
-        signed = {sign: np.array([is_signed(token, sign) for token in tokens]) for sign in signs}
-        sign = max(signs, key=lambda sign: signed[sign].sum())
-        signed = signed[sign]  # (vocab,)
+        counts = {sign: sum(sign in token for token in tokens) for sign in signs}
+        sign = max(signs, key=counts.get)
         model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-        if not signed.any() and type(model).__name__ not in ("WordLevel", "WordPiece"):
+        if not counts[sign] and type(model).__name__ not in ("WordLevel", "WordPiece"):
             raise InputError("--masking whole_word: this tokenizer cuts words into tokens that do "
                              "not say where a word begins; expected ##, ▁, Ġ, </w> or @@ at some "
                              "of them. Take --masking token, or another tokenizer.")
-        if sign in ("##", "@@"):  # a token without it begins a word, or ends one
-            signed = ~signed
-        added = list(tokenizer.added_tokens_decoder)
-        signed[added] = True
-        nowhere = np.zeros_like(signed)
-        self.begins, self.ends = (nowhere, signed) if sign in BACK else (signed, nowhere)
-        self.begins[added] = True
+        pattern = re.compile((FRONT | BACK)[sign])
+        marked = np.array([pattern.search(token) is not None for token in tokens])  # (vocab,)
+        marked[[*added]] = True
+        nowhere = np.zeros_like(marked)
+        self.begins, self.ends = (marked, nowhere) if sign in FRONT else (nowhere, marked)
+        self.begins[[*added]] = True
         self.heads = np.array([head_of(token, byte_of) for token in tokens])  # (vocab,)
         # By the first two bytes of a character, which those of a row of 64 have in common. The
         # tokenizer of BertJapanese finds words by a dictionary: there the sign alone counts.
