@@ -1780,7 +1780,7 @@ def describe_texts(texts, ids, unknown_id, say):
     """
     repeated = 1 - len({*texts}) / len(texts)
     # Where no blanks part words, each character counts as one.
-    words = sum(len(text.split()) + len(re.findall(WITHOUT_BLANKS, text)) for text in texts)
+    words = sum(len(re.sub(WITHOUT_BLANKS, " 中 ", text).split()) for text in texts)
     pieces = len(ids) / max(1, words)
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))
     say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {pieces:.2f} "
