@@ -39,6 +39,7 @@ AWKWARD = (
 )
 
 
+@functools.cache  # its vocabulary can be large
 def describe_tokenizer(tokenizer):
     """Put a tokenizer of the library `tokenizers` into JSON: one to which special tokens are text.
 
