@@ -68,6 +68,7 @@ try:
     from torch.utils.data import DataLoader, Sampler, Subset
     from tqdm import tqdm
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, get_scheduler
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
     from transformers.hf_argparser import string_to_bool
 except ImportError as error:
     print(f"run_mlm.py: error: {error}. Install what it needs: "
@@ -110,51 +111,59 @@ def parse_args(argv=None):
 # ---------------------------------------------------------------- data
 
 
-class ExampleCutter:
-    """Cut tokenized paragraphs into examples, for Dataset.map: blocks of running text, or lines.
+class Examples:
+    """Examples cut out of tokenized paragraphs when they are asked for: blocks, or lines.
 
-    A block is [CLS], `size` tokens and [SEP], with one [SEP] between two documents. A line is cut
-    off at `size` tokens. What one batch of `map` leaves over (`rest`, and the last `document`) goes
-    on in the next, so that only the last remainder is dropped: `map` must not share the work out.
+    A block is [CLS], `size` tokens of running text and [SEP], with one [SEP] between two documents;
+    what is left at the end is dropped. A line is cut off at `size` tokens. An example is a dict of
+    `id`, its number, and `input_ids`, (size + 2,) or less.
 
     Args:
+        tokens: Dataset of `ids` and `document`, a row for each paragraph, in the Arrow format.
+        rows: which of the paragraphs to take; bool array of shape (paragraphs,).
         size: tokens per example, without [CLS] and [SEP].
         edges: ids of [CLS] and [SEP].
         line_by_line: examples are lines instead of blocks.
-        rows: which of the paragraphs to take; bool array of shape (paragraphs,).
     """
 
-    def __init__(self, size, edges, line_by_line, rows):
-        self.size, self.edges, self.line_by_line, self.rows = size, edges, line_by_line, rows
-        self.rest, self.document = np.zeros(0, np.int32), np.zeros(0, np.int64)
-        self.examples = 0
+    def __init__(self, tokens, rows, size, edges, line_by_line):
+        self.tokens, self.size, self.edges, self.line_by_line = tokens, size, edges, line_by_line
+        lengths = pa.compute.list_value_length(tokens.data["ids"]).to_numpy()
+        # A paragraph of control characters has no tokens.
+        self.rows = np.flatnonzero(rows & (lengths > 0))
+        documents = tokens.data["document"].to_numpy()[self.rows]
+        self.breaks = np.diff(documents, prepend=documents[:1]) != 0  # a [SEP] stands in front
+        self.lengths = lengths[self.rows]
+        self.ends = np.cumsum(self.lengths + self.breaks)  # in the running text
+        count = len(self.rows) if line_by_line else sum(self.ends[-1:]) // size
+        self.numbers = np.arange(count)  # of those that are taken
 
-    def __call__(self, table, indices):
-        """Turn an Arrow table of ids and document into one of id and input_ids, a row an example."""
-        table = table.filter(pa.array(self.rows[indices]))
-        lists = table["ids"].combine_chunks()
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        number = self.numbers[index]
         if self.line_by_line:
-            lists = pa.compute.list_slice(lists, 0, self.size)
-        ids, bounds = lists.flatten().to_numpy(), lists.offsets.to_numpy()
-        bounds = bounds - bounds[0]  # of the paragraphs in ids
-        if not self.line_by_line:
-            ids, bounds = self.cut_blocks(ids, bounds, table["document"].to_numpy())
-        count = len(bounds) - 1
-        ids = np.insert(ids, np.repeat(bounds, 2)[1:-1], self.edges * count)  # around each example
-        bounds = bounds + 2 * np.arange(count + 1)
-        numbers = np.arange(self.examples, self.examples + count)
-        self.examples += count
-        return pa.table({"id": numbers, "input_ids": pa.LargeListArray.from_arrays(bounds, ids)})
+            pieces = [self.paragraph(number)[: self.size]]
+        else:
+            pieces = self.cut_block(number * self.size, (number + 1) * self.size)
+        return {"id": number, "input_ids": np.concatenate([self.edges[:1], *pieces, self.edges[1:]])}
 
-    def cut_blocks(self, ids, bounds, documents):
-        """Put what was left over in front, and [SEP] between documents: (ids, bounds of blocks)."""
-        seen = np.concatenate([self.document, documents])  # also the last one of the batch before
-        begins = np.flatnonzero(np.diff(seen)) + 1 - len(self.document)
-        self.document = seen[-1:]
-        ids = np.concatenate([self.rest, np.insert(ids, bounds[begins], self.edges[1])])
-        bounds = np.arange(0, len(ids) + 1, self.size)
-        self.rest = ids[bounds[-1] :]
-        return ids[: bounds[-1]], bounds
+    def paragraph(self, number):
+        """Token ids of one of the paragraphs that are taken: a view of what is in the cache."""
+        return self.tokens.data["ids"][self.rows[number]].values.to_numpy()
+
+    def cut_block(self, start, end):
+        """Cut the running text from `start` to `end`: a list of arrays of ids."""
+        pieces = []
+        first, last = np.searchsorted(self.ends, [start, end - 1], side="right")
+        for number in range(first, last + 1):
+            ids = self.paragraph(number)
+            begin = self.ends[number] - self.lengths[number]
+            if self.breaks[number] and start < begin <= end:
+                pieces.append(self.edges[1:])
+            pieces.append(ids[max(0, start - begin) : max(0, end - begin)])
+        return pieces
 
 
 def draw_paragraphs(tokens, part):
@@ -176,8 +185,6 @@ def draw_paragraphs(tokens, part):
 def prepare_data(args, tokenizer, say):
     """Prepare the splits that the run needs: dict of split to (examples, what they are in words).
 
-    Examples are a Dataset of `id` and `input_ids` (int32 lists, special tokens included), kept in
-    the cache by content.
     """
     splits = ["train", "validation"] + ["test"] * (args.do_predict or args.prepare_only)
     samples = {"train": args.max_train_samples, "validation": args.max_eval_samples,
@@ -209,13 +216,13 @@ def prepare_data(args, tokenizer, say):
         if samples[split]:
             seed = args.seed if split == "train" else 0  # every run is scored on the same ones
             order = np.random.default_rng(seed).permutation(len(examples))
-            examples = examples.select(np.sort(order[: samples[split]]))
+            examples.numbers = np.sort(order[: samples[split]])
         words = f"{len(examples):,} {kind} {args.max_seq_length} tokens of {source.name}"
         say(f"{split.capitalize():<11} {words}")
-        if args.line_by_line and np.mean(lengths > args.max_seq_length - 2) > 0.1:
+        if args.line_by_line and np.mean(examples.lengths > args.max_seq_length - 2) > 0.1:
             say("  Careful:  many lines are cut off; a larger --max_seq_length, or blocks, would "
                 "use all of them")
-        data[split] = examples.with_format("numpy"), words
+        data[split] = examples, words
     say(f"Prepared    in {time.perf_counter() - begun:.2f} s")
     return data
 
@@ -313,8 +320,15 @@ class GlobalBatchSampler(Sampler):
 # ==== utils/masks.py, whole (to change it, change it there; `make fix` copies it) ====
 # Tokens that are hidden, and the scores of a model where they are.
 
+# Signs by which vocabularies mark words, and which tokens begin one: those without it (WordPiece),
+# or with it (SentencePiece; byte-level BPE, where line feeds and tabs part words, too) …
+FRONT = {"##": "^(?!##)", "▁": "^▁", "Ġ": "^[ĠĊĉč]"}
+# … or which tokens end one.
+BACK = {"</w>": "</w>$", "@@": "(?<!@@)$"}
+
+
 def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
-                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
+                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None, vocabulary=None):
     """Hide tokens: by default 80% become [MASK], 10% a random token, 10% stay.
 
     An example is masked alike on one GPU or eight, in any data worker, and after a resume.
@@ -334,6 +348,8 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
             1 stays.
         continues: for whole-word masking, True where a token goes on with the word before it; bool,
             shape (seq,).
+        vocabulary: the ids that are drawn by these numbers, where some are left out; int64, shape
+            (vocab_size,).
 
     Returns:
         (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is
@@ -361,28 +377,81 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
     chosen &= ~special
     fate = rng.random(len(input_ids))  # (seq,), uniform in [0, 1)
     substitutes = rng.integers(vocab_size, size=len(input_ids))  # (seq,)
+    if vocabulary is not None:
+        substitutes = vocabulary[substitutes]
     masked_ids = np.where(chosen & (fate < mask_replace_prob), mask_id, input_ids)
     masked_ids = np.where(chosen & (fate >= 1 - random_replace_prob), substitutes, masked_ids)
     return masked_ids, np.where(chosen, input_ids, -100)
 
 
-def word_continuations(tokenizer):
-    """Say for each token whether it goes on with the word before it: bool, (vocab,).
+def head_of(token, byte_of):
+    """The first two bytes of a token without its sign, as one number; 0 for what is missing.
 
-    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the
-    sign that most tokens carry; without any, each token is a word of its own. Index it with ids to
-    get mask_tokens' `continues`.
+    Args:
+        byte_of: dict of the letters of a byte-level vocabulary to their bytes, or empty.
     """
-    # More than there are tokens, where ids are left out.
-    size = max(tokenizer.get_vocab().values()) + 1
-    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
-    sign = max("##", "Ġ", "▁", key=lambda sign: sum(token.startswith(sign) for token in tokens))
-    # Line feed, tab and carriage return part words too.
-    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign
-    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
-    # [CLS] and its like, and words that a user added.
-    continues[list(tokenizer.added_tokens_decoder)] = False
-    return continues
+    if byte_of:
+        head = bytes(byte_of[letter] for letter in token[:2])
+    elif re.fullmatch("<0x[0-9A-F]{2}>", token):  # SentencePiece, of what it has no token for
+        head = bytes.fromhex(token[3:5])
+    else:
+        head = token.lstrip("#▁").encode()[:2]
+    return int.from_bytes(head.ljust(2, b"\0"))
+
+
+class WordUnits:
+    """Tell which tokens go on with the word before them, for masks that hide whole words.
+
+    A token begins a word if it carries the sign for that, each vocabulary in its way (`##ing`,
+    `▁word`, `Ġword`, `word</w>`, `wo@@ rd`), or if its first byte begins a character of a script
+    without blanks: there, a unit is a character, or what the vocabulary makes one token of. Bytes
+    that go on with a character belong to it. Special tokens, and words that a user added, are words
+    of their own.
+
+    Raises:
+        InputError: no token carries a sign, though words can be several tokens.
+    """
+
+    def __init__(self, tokenizer):
+        tokens = [""] * count_ids(tokenizer)  # those that are left out, and those that were added
+        added = tokenizer.added_tokens_decoder
+        for token, token_id in tokenizer.get_vocab().items():
+            if token_id not in added:
+                tokens[token_id] = token
+        byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+        letters = set().union(*tokens)
+        signs = ("Ġ", "</w>")
+        if "Ġ" not in letters or letters - byte_of.keys():  # its letters do not stand for bytes
+            signs, byte_of = ("##", "▁", "</w>", "@@"), {}
+        counts = {sign: sum(sign in token for token in tokens) for sign in signs}
+        sign = max(signs, key=counts.get)
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if not counts[sign] and type(model).__name__ not in ("WordLevel", "WordPiece"):
+            raise InputError("--masking whole_word: this tokenizer cuts words into tokens that do "
+                             "not say where a word begins; expected ##, ▁, Ġ, </w> or @@ at some "
+                             "of them. Take --masking token, or another tokenizer.")
+        pattern = re.compile((FRONT | BACK)[sign])
+        marked = np.array([pattern.search(token) is not None for token in tokens])  # (vocab,)
+        marked[[*added]] = True
+        nowhere = np.zeros_like(marked)
+        self.begins, self.ends = (marked, nowhere) if sign in FRONT else (nowhere, marked)
+        self.begins[[*added]] = True
+        self.heads = np.array([head_of(token, byte_of) for token in tokens])  # (vocab,)
+        # By the first two bytes of a character, which those of a row of 64 have in common. The
+        # tokenizer of BertJapanese finds words by a dictionary: there the sign alone counts.
+        self.without_blanks = np.zeros(1 << 16, dtype=bool)
+        if getattr(tokenizer, "word_tokenizer_type", "basic") == "basic":
+            for character in filter(re.compile(WITHOUT_BLANKS).match, map(chr, range(0, 1 << 18, 64))):
+                self.without_blanks[head_of(character, {})] = True
+
+    def __call__(self, ids):
+        """Say of token ids, (seq,), which go on with the word before them: bool, (seq,)."""
+        heads = self.heads[ids]
+        # Where a token is but one byte, the second is the next token's first.
+        heads = np.where(heads & 255, heads, heads | np.append(heads[1:] >> 8, 0))
+        begins = self.begins[ids] | self.without_blanks[heads]
+        begins[1:] |= self.ends[ids[:-1]]
+        return ~begins
 
 
 class Masker:
@@ -395,13 +464,13 @@ class Masker:
     """
 
     def __init__(self, tokenizer, args, seed):
-        self.special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # (vocab,)
+        vocabulary = np.unique([*tokenizer.get_vocab().values()])
+        self.special = np.zeros(count_ids(tokenizer), dtype=bool)  # (highest id + 1,)
         self.special[tokenizer.all_special_ids] = True
-        self.continues = np.zeros_like(self.special)  # each token is a word of its own
-        if args.masking == "whole_word":
-            self.continues = word_continuations(tokenizer)
-        self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
-                         "seed": seed, "mask_prob": args.mlm_probability,
+        self.units = WordUnits(tokenizer) if args.masking == "whole_word" else None
+        self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(vocabulary),
+                         "vocabulary": vocabulary, "seed": seed,
+                         "mask_prob": args.mlm_probability,
                          "mask_replace_prob": args.mask_replace_prob,
                          "random_replace_prob": args.random_replace_prob}
 
@@ -412,14 +481,28 @@ class Masker:
             (masked_rows, positions, targets): the rows; where tokens are to be predicted in the
             flattened batch, (predicted,); and which, (predicted,).
         """
-        pairs = [mask_tokens(ids, self.special[ids], continues=self.continues[ids], epoch=epoch,
-                             example_id=example_id, **self.settings)
+        pairs = [mask_tokens(ids, self.special[ids], continues=self.units and self.units(ids),
+                             epoch=epoch, example_id=example_id, **self.settings)
                  for ids, example_id in zip(rows, example_ids, strict=True)]
         masked, labels = zip(*pairs, strict=True)
         labels = pad(labels, -100).ravel()  # (batch x seq,)
         # Found here, on the CPU: a GPU would have to be waited for.
         positions = (labels != -100).nonzero().ravel()  # (predicted,)
         return masked, positions, labels[positions]
+
+
+def describe_words(masker, rows, say):
+    """Say how long the words are that are hidden as one, where that is what is hidden.
+
+    Args:
+        masker: a Masker.
+        rows: some of the examples, int64 arrays of ids of shape (seq,).
+    """
+    if masker.units:
+        ids = np.concatenate(rows)
+        words = ids[~masker.special[ids] & ~masker.units(ids)]
+        tokens = np.count_nonzero(~masker.special[ids])
+        say(f"Words       {tokens / max(1, len(words)):.2f} tokens each, which are hidden together")
 
 
 def add_masking_flags(parser):
@@ -524,7 +607,7 @@ def evaluate(model, examples, collator, batch_size, run):
     Args:
         model: the model itself, not the DistributedDataParallel around it, whose first pass waits
             for all processes: one without an example never gets there.
-        examples: the same Dataset on each process, which scores its share.
+        examples: the same on each process, which scores its share.
         collator: a MaskingCollator with seed 0 and epoch 0.
 
     Returns:
@@ -664,11 +747,14 @@ def main(argv=None):
             data = prepare_data(args, tokenizer, run.say)
     if args.prepare_only:
         return
-    model, note = run.load_model(AutoModelForMaskedLM, config, len(tokenizer),
+    model, note = run.load_model(AutoModelForMaskedLM, config, tokenizer,
                                  "masked-language-modelling head")
     run.introduce(model, note)
     collator = MaskingCollator(Masker(tokenizer, args, args.seed), tokenizer.pad_token_id)
     eval_collator = MaskingCollator(Masker(tokenizer, args, seed=0), tokenizer.pad_token_id)
+    for examples, _ in islice(data.values(), 1):
+        rows = [examples[n]["input_ids"] for n in range(min(100, len(examples)))]
+        describe_words(collator.masker, rows, run.say)
     score, content = {}, {}
     for split, (examples, words) in data.items():
         run.card["data"][split] = words
@@ -678,7 +764,7 @@ def main(argv=None):
             run.say(f"  Example:  {split}: {text[:120]}")
         score[split] = partial(evaluate, examples=examples, collator=eval_collator, run=run,
                                batch_size=args.per_device_eval_batch_size)
-        content[split] = f"{len(examples):,} examples ({examples._fingerprint})"
+        content[split] = f"{len(examples):,} examples ({examples.fingerprint})"
     content.pop("test", None)
     run.card |= {"task": f"trained by masked language modelling; {run.note}", "tag": "fill-mask"}
     with explain_out_of_memory(args.max_seq_length):
@@ -1815,7 +1901,12 @@ def write_texts(source, path, joined=False):
 # ==== utils/tokenizing.py, whole (to change it, change it there; `make fix` copies it) ====
 # Token ids of many texts, as lists over one flat array, kept in the cache by content.
 
+VERSION = 2  # of how text is read and cut: what another one made of it is not taken for the same
 IDS = pa.large_list(pa.int32())
+# Characters of scripts that put no blanks between words: Thai and Lao, Burmese, Khmer, Kana, Han,
+# with their punctuation; by rows of 64.
+WITHOUT_BLANKS = ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31c0-\u9fff\uf900-\ufaff"
+                  "\uff00-\uffbf\U00020000-\U0003ffff]")
 AWKWARD = (
     "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
     "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
@@ -1830,11 +1921,34 @@ AWKWARD = (
 )
 
 
+@functools.cache  # its vocabulary can be large
+def describe_tokenizer(tokenizer):
+    """Put a tokenizer of the library `tokenizers` into JSON: one to which special tokens are text.
+
+    They keep their ids under names that no text has. (To leave them out of `added_tokens` would not
+    do: Unigram, for one, has them among its pieces.)
+    """
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, names = settings["model"], {}
+    for added in settings["added_tokens"]:
+        if added["special"]:
+            names[added["content"]] = added["content"] = f"\ufdd0{added['content']}"
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): n for token, n in model["vocab"].items()}
+    else:
+        model["vocab"] = [(names.get(token, token), score) for token, score in model["vocab"]]
+    if "unk_token" in model:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    # What it says of lengths is a state of the last call.
+    return json.dumps(settings | dict.fromkeys(["post_processor", "truncation", "padding"]))
+
+
 @functools.cache  # once in each process: fast libraries do not pickle
 def load_fast(library, tokenizer):
-    """Load the model's own tokenizer into a fast library."""
-    fast = importlib.import_module(library).Tokenizer
-    return fast.from_json(tokenizer.backend_tokenizer.to_str())
+    """Load the model's own tokenizer into a fast library, as describe_tokenizer has it."""
+    kind = importlib.import_module(library).Tokenizer
+    load = kind.from_str if library == "tokenizers" else kind.from_json
+    return load(describe_tokenizer(tokenizer))
 
 
 def encode_with_nanotoken(tokenizer, texts):
@@ -1849,17 +1963,35 @@ def encode_with_gigatoken(tokenizer, texts):
 
 
 def encode_with_tokenizers(tokenizer, texts):
-    rows = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    rows = load_fast("tokenizers", tokenizer).encode_batch_fast(texts, add_special_tokens=False)
     return pa.array([row.ids for row in rows], IDS)
 
 
 def encode_with_transformers(tokenizer, texts):
-    return pa.array(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], IDS)
+    how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
+             if not (token.special or number in tokenizer.all_special_ids)}
+    # With this setting, it would split words that a user added, too.
+    longest_first = map(re.escape, sorted(words, key=len, reverse=True))
+    pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+    rows = []
+    for text in texts:
+        pieces = pattern.split(text)  # every second one is such a word
+        ids = tokenizer(pieces, **how)["input_ids"]
+        ids[1::2] = [[words[word]] for word in pieces[1::2]]
+        rows.append([*itertools.chain(*ids)])
+    return pa.array(rows, IDS)
 
 
-# Each turns a list of texts into lists of ids, without special tokens.
+# Each turns a list of texts into lists of ids. Special tokens in them are text.
 ENCODERS = {"nanotoken": encode_with_nanotoken, "gigatoken": encode_with_gigatoken,
             "tokenizers": encode_with_tokenizers, "transformers": encode_with_transformers}
+
+
+def encode(tokenizer, texts):
+    """Encode texts as the model's own tokenizer does, but that special tokens in them are text."""
+    own = encode_with_tokenizers if tokenizer.is_fast else encode_with_transformers
+    return own(tokenizer, texts)
 
 
 def choose_encoder(tokenizer, samples, say):
@@ -1880,24 +2012,25 @@ def choose_encoder(tokenizer, samples, say):
     for added in tokenizer.added_tokens_decoder.values():
         word = added.content
         texts += [word, f"a{word}b", f"a {word} {word.upper()} b"]
-    expected = encode_with_transformers(tokenizer, texts)
-    for library, encode in ENCODERS.items():
+    expected = encode(tokenizer, texts)
+    for library, encode_with in ENCODERS.items():
         try:
-            if encode(tokenizer, texts).equals(expected):
+            if encode_with(tokenizer, texts).equals(expected):
                 break
             say(f"{library} is not used: its ids differ from those of the model's own tokenizer")
         except ImportError:
             pass  # optional
         except Exception as error:  # whatever a young library stumbles over: the next one is tried
-            say(f"{library} is not used: {type(error).__name__}: {str(error)[:100]}")
+            reason = " ".join(str(error).split())[:100]
+            say(f"{library} is not used: {type(error).__name__}: {reason}")
     return library
 
 
-def tokenize_batch(table, tokenizer, library):
-    """Tokenize `text` of an Arrow table: `ids`, lists of int32 over one flat array."""
+def tokenize_batch(table, tokenizer, library, kind):
+    """Tokenize `text` of an Arrow table: `ids`, lists over one flat array of this kind of Arrow's."""
     if multiprocess.parent_process():  # in a data worker, which leaves Ctrl-C to the main process
         ignore_interrupts()
-    ids = ENCODERS[library](tokenizer, table["text"].to_pylist())
+    ids = ENCODERS[library](tokenizer, table["text"].to_pylist()).cast(pa.large_list(kind))
     return pa.table({"ids": ids, "document": table["document"]})
 
 
@@ -1927,10 +2060,11 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
         joined: texts of a document follow each other in an example.
 
     Returns:
-        Dataset of `ids` (int32 lists, without special tokens) and `document`, a row for each text,
-        in the Arrow format. Its fingerprint tells apart other contents and vocabularies.
+        Dataset of `ids` (lists of uint16, or int32 where there are more; without special tokens)
+        and `document`, a row for each text, in the Arrow format. Its fingerprint tells apart other
+        contents and tokenizers.
     """
-    vocabulary = repr(tokenizer), tokenizer.get_vocab()
+    settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()
     key = hash_of(source.key, joined, vocabulary)
@@ -1941,16 +2075,20 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
     number = rows_at_once(texts)
     first = texts[:number]["text"].to_pylist()
-    library = choose_encoder(tokenizer, first[:100], say)
+    # The model's own can be slow, and takes longest for the longest texts.
+    samples = [text[: 40_000 // len(first[:100])] for text in first[:100]]
+    library = choose_encoder(tokenizer, samples, say)
+    how = {"tokenizer": tokenizer, "library": library,
+           "kind": pa.uint16() if count_ids(tokenizer) <= 1 << 16 else pa.int32()}
     with InterruptEnds():
         tokens = texts.map(tokenize_batch, batched=True, batch_size=number, remove_columns=["text"],
-                           fn_kwargs={"tokenizer": tokenizer, "library": library},
-                           num_proc=args.preprocessing_num_workers, new_fingerprint=key,
-                           load_from_cache_file=not is_overwritten(args),
-                           desc=f"Tokenizing ({library})")
+                           fn_kwargs=how, num_proc=args.preprocessing_num_workers,
+                           new_fingerprint="ids", cache_file_name=str(folder / "ids.arrow"),
+                           load_from_cache_file=False, desc=f"Tokenizing ({library})")
     ids = tokens[: len(first)]["ids"].combine_chunks().flatten().to_numpy()
-    describe_texts(first, ids, tokenizer.unk_token_id, say)
-    return tokens
+    lines = []
+    describe_texts(first, ids, tokenizer.unk_token_id, lines.append)
+    (folder / "about.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def describe_texts(texts, ids, unknown_id, say):
@@ -1987,8 +2125,8 @@ ADVICE = ("Expected a name on the Hub, or a folder of config.json, tokenizer.jso
           "download NAME --local-dir DIR) and give that folder.")
 
 # Models whose positions begin behind the padding id: parts of config.model_type.
-KINDS_WITH_OFFSET = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet",
-                     "roberta", "xmod")
+KINDS_WITH_OFFSET = ("camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke",
+                     "mpnet", "roberta", "xmod")
 
 
 def hub_settings(args):
@@ -2029,6 +2167,14 @@ def load_config_and_tokenizer(args, max_seq_length):
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
+    begins = positions_begin(config)
+    # MPNet knows no other padding id than its own.
+    is_fixed = not args.from_scratch or config.model_type == "mpnet"
+    if begins and is_fixed and tokenizer.pad_token_id != begins - 1:
+        raise InputError(f"{flag}: its padding token has the id {tokenizer.pad_token_id}; that of "
+                         f"--model {args.model} is {begins - 1}, behind which its positions begin: "
+                         "all of them would be wrong. Take the tokenizer that the model was made "
+                         "with, or give its padding token that id.")
     longest = longest_input(config, tokenizer)
     if max_seq_length > longest:
         raise InputError(f"--max_seq_length is {max_seq_length}; {args.model} takes at most "
@@ -2036,23 +2182,28 @@ def load_config_and_tokenizer(args, max_seq_length):
     return config, tokenizer
 
 
-def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **settings):
+def load_model(kind, name, config, tokenizer, head, *, from_scratch=False, **settings):
     """Load a model in float32: (model, note), which says what of it starts at random.
+
+    Its config agrees with the tokenizer, in special tokens and in size.
 
     Args:
         kind: class to load it with, such as AutoModelForMaskedLM.
         name: Hub name or folder.
         config: its config or None.
-        vocab_size: of the tokenizer, to which smaller embeddings grow.
+        tokenizer: that it is used with.
         head: words for the head, as "masked-language-modelling head".
-        from_scratch: random weights.
+        from_scratch: random weights, and as many as the tokenizer asks for; else embeddings that
+            are too small for it grow.
         settings: as of hub_settings, and what else from_pretrained takes.
     """
+    rows = count_ids(tokenizer)
+    if from_scratch:
+        note = "; ".join(["all of it starts at random", *fit_config(config, tokenizer)])
     with blame(f"--model {name}: cannot be loaded", ADVICE):
         if from_scratch:
             model = kind.from_config(config, dtype=torch.float32,
                                      trust_remote_code=settings["trust_remote_code"])
-            note = "all of it starts at random"
         else:
             model, info = kind.from_pretrained(name, config=config, dtype=torch.float32,
                                                output_loading_info=True, **settings)
@@ -2065,12 +2216,49 @@ def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **se
     try:
         size = model.get_input_embeddings().num_embeddings
     except NotImplementedError:  # CANINE has none: it hashes characters
-        size = vocab_size
-    if vocab_size > size:
-        note += (f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, "
-                 "the new ones at random")
-        model.resize_token_embeddings(vocab_size)
+        size = rows
+    if rows > size:
+        note += (f"; its vocabulary grows from {size} to {rows} rows, one for each id of the "
+                 "tokenizer, the new ones at random")
+        model.resize_token_embeddings(rows)
+    # Only now: the padding token may be one of the new ones.
+    take_special_ids(model.config, tokenizer)
     return model, note
+
+
+def count_ids(tokenizer):
+    """Count the rows that embeddings need: one for each id up to the highest, gaps included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def take_special_ids(config, tokenizer):
+    """Have a config name the special tokens of its tokenizer, and none that it lacks."""
+    for token in ("pad", "bos", "eos", "cls", "sep", "mask"):
+        number = getattr(tokenizer, f"{token}_token_id")
+        for field in f"{token}_token_id", f"{token}_index":  # XLM's kind has both
+            if hasattr(config, field):
+                setattr(config, field, number)
+
+
+def fit_config(config, tokenizer):
+    """Fit the config of a model that starts at random to its tokenizer: what changes, in words.
+
+    Its vocabulary has a row for each id, or up to the next multiple of 64 where that of the config
+    is one, too.
+    """
+    notes, rows, size = [], count_ids(tokenizer), getattr(config, "vocab_size", None)
+    if size and size % 64 == 0:
+        rows = math.ceil(rows / 64) * 64
+    if size and size != rows:
+        config.vocab_size = rows
+        notes.append(f"its vocabulary has {rows} rows instead of {size}, as the tokenizer's")
+    begins = positions_begin(config)
+    take_special_ids(config, tokenizer)
+    if begins and begins != positions_begin(config):
+        config.max_position_embeddings += positions_begin(config) - begins
+        notes.append(f"its table of positions has {config.max_position_embeddings} rows, as they "
+                     f"begin behind the padding id {config.pad_token_id}")
+    return notes
 
 
 def checkpoint_gradients(model):
@@ -2091,12 +2279,17 @@ def edge_ids(tokenizer):
             tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
 
 
+def positions_begin(config):
+    """The row in a model's table of positions for the first token: 0, or behind the padding id."""
+    if any(kind in config.model_type for kind in KINDS_WITH_OFFSET):
+        return (config.pad_token_id or 0) + 1
+    return 0
+
+
 def longest_input(config, tokenizer):
     """Count the tokens, special ones too, that a model takes; infinity for no limit."""
     positions = getattr(config, "max_position_embeddings", None) or math.inf
-    if any(kind in config.model_type for kind in KINDS_WITH_OFFSET):
-        positions -= (config.pad_token_id or 0) + 1
-    return min(positions, tokenizer.model_max_length)
+    return min(positions - positions_begin(config), tokenizer.model_max_length)
 
 
 # ==== utils/devices.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -2512,7 +2705,7 @@ class Run(Processes):
         """What goes into a checkpoint's state.json: a dict, as of open_output."""
         return {name: vars(self)[name] for name in self.state_names}
 
-    def load_model(self, kind, config, vocab_size, head, **settings):
+    def load_model(self, kind, config, tokenizer, head, **settings):
         """Load --model, or the checkpoint that the run goes on from: (model, note).
 
         Arguments and note as of load_model.
@@ -2521,7 +2714,7 @@ class Run(Processes):
         name, scratch = self.args.model, self.args.from_scratch
         if self.checkpoint:
             name, config, scratch = str(self.checkpoint), None, False
-        return load_model(kind, name, config, vocab_size, head, from_scratch=scratch, **settings,
+        return load_model(kind, name, config, tokenizer, head, from_scratch=scratch, **settings,
                           **hub_settings(self.args))
 
     def introduce(self, model, note):

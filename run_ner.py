@@ -1286,15 +1286,15 @@ def make_tagger(run, sentences, tokenizer, labels, scheme, moves, in_memory=Fals
                   pad_id=tokenizer.pad_token_id)
 
 
-def load_tagger(run, config, labels, scheme, vocab_size):
-    """Load --model with a head for these labels, or a checkpoint. vocab_size: of the tokenizer."""
+def load_tagger(run, config, labels, scheme, tokenizer):
+    """Load --model with a head for these labels, or a checkpoint."""
     known, config = labels_of(config), copy.deepcopy(config)
     config.id2label = dict(enumerate(labels))
     config.label2id = {tag: n for n, tag in enumerate(labels)}
     config.tag_scheme = scheme
     is_other = known is not None and known != labels and not run.args.from_scratch
     is_other = is_other and not run.checkpoint
-    model, note = run.load_model(AutoModelForTokenClassification, config, vocab_size,
+    model, note = run.load_model(AutoModelForTokenClassification, config, tokenizer,
                                  "token classification head", ignore_mismatched_sizes=True)
     run.introduce(model, renew_head(model, note) if is_other else note)
     return model
@@ -1347,7 +1347,7 @@ def fit(run, tokenizer, config, labels, scheme, data, score):
                                num_proc=args.preprocessing_num_workers,
                                overwrite=args.overwrite_cache and run.is_main)
     weights = weigh_classes(args.class_weights, labels, windows)
-    model = load_tagger(run, config, labels, scheme, len(tokenizer))
+    model = load_tagger(run, config, labels, scheme, tokenizer)
     freeze(model, args.freeze_embeddings, args.freeze_layers)
     return run.fit(model, tokenizer, lengths_of(windows), score=score,
                    collator=TagCollator(windows, tokenizer.pad_token_id, edge_ids(tokenizer)),
@@ -1520,7 +1520,7 @@ def train_or_load(run, tokenizer, config, labels, scheme, data, taggers):
     """Train, in rounds where there are unlabelled sentences, or only load: (model, results)."""
     score = taggers.get("validation")
     if not run.args.do_train:
-        model = run.prepare_for_evaluation(load_tagger(run, config, labels, scheme, len(tokenizer)))
+        model = run.prepare_for_evaluation(load_tagger(run, config, labels, scheme, tokenizer))
         return model, score(model) if run.args.do_eval and score else {}
     if "unlabeled" in data:
         trainer, results = fit_rounds(run, tokenizer, config, labels, scheme, data, taggers)
@@ -2362,8 +2362,8 @@ ADVICE = ("Expected a name on the Hub, or a folder of config.json, tokenizer.jso
           "download NAME --local-dir DIR) and give that folder.")
 
 # Models whose positions begin behind the padding id: parts of config.model_type.
-KINDS_WITH_OFFSET = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet",
-                     "roberta", "xmod")
+KINDS_WITH_OFFSET = ("camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke",
+                     "mpnet", "roberta", "xmod")
 
 
 def hub_settings(args):
@@ -2404,6 +2404,14 @@ def load_config_and_tokenizer(args, max_seq_length):
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
+    begins = positions_begin(config)
+    # MPNet knows no other padding id than its own.
+    is_fixed = not args.from_scratch or config.model_type == "mpnet"
+    if begins and is_fixed and tokenizer.pad_token_id != begins - 1:
+        raise InputError(f"{flag}: its padding token has the id {tokenizer.pad_token_id}; that of "
+                         f"--model {args.model} is {begins - 1}, behind which its positions begin: "
+                         "all of them would be wrong. Take the tokenizer that the model was made "
+                         "with, or give its padding token that id.")
     longest = longest_input(config, tokenizer)
     if max_seq_length > longest:
         raise InputError(f"--max_seq_length is {max_seq_length}; {args.model} takes at most "
@@ -2411,23 +2419,28 @@ def load_config_and_tokenizer(args, max_seq_length):
     return config, tokenizer
 
 
-def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **settings):
+def load_model(kind, name, config, tokenizer, head, *, from_scratch=False, **settings):
     """Load a model in float32: (model, note), which says what of it starts at random.
+
+    Its config agrees with the tokenizer, in special tokens and in size.
 
     Args:
         kind: class to load it with, such as AutoModelForMaskedLM.
         name: Hub name or folder.
         config: its config or None.
-        vocab_size: of the tokenizer, to which smaller embeddings grow.
+        tokenizer: that it is used with.
         head: words for the head, as "masked-language-modelling head".
-        from_scratch: random weights.
+        from_scratch: random weights, and as many as the tokenizer asks for; else embeddings that
+            are too small for it grow.
         settings: as of hub_settings, and what else from_pretrained takes.
     """
+    rows = count_ids(tokenizer)
+    if from_scratch:
+        note = "; ".join(["all of it starts at random", *fit_config(config, tokenizer)])
     with blame(f"--model {name}: cannot be loaded", ADVICE):
         if from_scratch:
             model = kind.from_config(config, dtype=torch.float32,
                                      trust_remote_code=settings["trust_remote_code"])
-            note = "all of it starts at random"
         else:
             model, info = kind.from_pretrained(name, config=config, dtype=torch.float32,
                                                output_loading_info=True, **settings)
@@ -2440,12 +2453,49 @@ def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **se
     try:
         size = model.get_input_embeddings().num_embeddings
     except NotImplementedError:  # CANINE has none: it hashes characters
-        size = vocab_size
-    if vocab_size > size:
-        note += (f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, "
-                 "the new ones at random")
-        model.resize_token_embeddings(vocab_size)
+        size = rows
+    if rows > size:
+        note += (f"; its vocabulary grows from {size} to {rows} rows, one for each id of the "
+                 "tokenizer, the new ones at random")
+        model.resize_token_embeddings(rows)
+    # Only now: the padding token may be one of the new ones.
+    take_special_ids(model.config, tokenizer)
     return model, note
+
+
+def count_ids(tokenizer):
+    """Count the rows that embeddings need: one for each id up to the highest, gaps included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def take_special_ids(config, tokenizer):
+    """Have a config name the special tokens of its tokenizer, and none that it lacks."""
+    for token in ("pad", "bos", "eos", "cls", "sep", "mask"):
+        number = getattr(tokenizer, f"{token}_token_id")
+        for field in f"{token}_token_id", f"{token}_index":  # XLM's kind has both
+            if hasattr(config, field):
+                setattr(config, field, number)
+
+
+def fit_config(config, tokenizer):
+    """Fit the config of a model that starts at random to its tokenizer: what changes, in words.
+
+    Its vocabulary has a row for each id, or up to the next multiple of 64 where that of the config
+    is one, too.
+    """
+    notes, rows, size = [], count_ids(tokenizer), getattr(config, "vocab_size", None)
+    if size and size % 64 == 0:
+        rows = math.ceil(rows / 64) * 64
+    if size and size != rows:
+        config.vocab_size = rows
+        notes.append(f"its vocabulary has {rows} rows instead of {size}, as the tokenizer's")
+    begins = positions_begin(config)
+    take_special_ids(config, tokenizer)
+    if begins and begins != positions_begin(config):
+        config.max_position_embeddings += positions_begin(config) - begins
+        notes.append(f"its table of positions has {config.max_position_embeddings} rows, as they "
+                     f"begin behind the padding id {config.pad_token_id}")
+    return notes
 
 
 def checkpoint_gradients(model):
@@ -2466,12 +2516,17 @@ def edge_ids(tokenizer):
             tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
 
 
+def positions_begin(config):
+    """The row in a model's table of positions for the first token: 0, or behind the padding id."""
+    if any(kind in config.model_type for kind in KINDS_WITH_OFFSET):
+        return (config.pad_token_id or 0) + 1
+    return 0
+
+
 def longest_input(config, tokenizer):
     """Count the tokens, special ones too, that a model takes; infinity for no limit."""
     positions = getattr(config, "max_position_embeddings", None) or math.inf
-    if any(kind in config.model_type for kind in KINDS_WITH_OFFSET):
-        positions -= (config.pad_token_id or 0) + 1
-    return min(positions, tokenizer.model_max_length)
+    return min(positions - positions_begin(config), tokenizer.model_max_length)
 
 
 # ==== utils/devices.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -3012,7 +3067,7 @@ class Run(Processes):
         """What goes into a checkpoint's state.json: a dict, as of open_output."""
         return {name: vars(self)[name] for name in self.state_names}
 
-    def load_model(self, kind, config, vocab_size, head, **settings):
+    def load_model(self, kind, config, tokenizer, head, **settings):
         """Load --model, or the checkpoint that the run goes on from: (model, note).
 
         Arguments and note as of load_model.
@@ -3021,7 +3076,7 @@ class Run(Processes):
         name, scratch = self.args.model, self.args.from_scratch
         if self.checkpoint:
             name, config, scratch = str(self.checkpoint), None, False
-        return load_model(kind, name, config, vocab_size, head, from_scratch=scratch, **settings,
+        return load_model(kind, name, config, tokenizer, head, from_scratch=scratch, **settings,
                           **hub_settings(self.args))
 
     def introduce(self, model, note):

@@ -691,8 +691,7 @@ def judge(model, tokenizer, pairs, max_seq_length, batch_size):
     for start in tqdm(starts, desc="Judging", disable=len(pairs) == 1 or None, leave=False):
         batch, rows, lost = pairs[start : start + batch_size], [], []
         sides = [[pair[side] for pair in batch] for side in SIDES]
-        sides = [tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] for texts
-                 in sides]
+        sides = [encode(tokenizer, texts).to_pylist() for texts in sides]
         for a, b in zip(*sides, strict=True):
             lost.append(max(0, len(a) + len(b) - size))
             rows.append((*truncate_pair(np.array(a, np.int64), np.array(b, np.int64), size), 0))
@@ -774,7 +773,7 @@ def main(argv=None):
             data = prepare_data(args, tokenizer, ["train", "validation"], run.say)
     if args.prepare_only:
         return
-    model, note = run.load_model(AutoModelForNextSentencePrediction, config, len(tokenizer),
+    model, note = run.load_model(AutoModelForNextSentencePrediction, config, tokenizer,
                                  "next-sentence head")
     run.introduce(model, note)
     collator, content = {}, {}
@@ -1927,7 +1926,12 @@ def write_texts(source, path, joined=False):
 # ==== utils/tokenizing.py, whole (to change it, change it there; `make fix` copies it) ====
 # Token ids of many texts, as lists over one flat array, kept in the cache by content.
 
+VERSION = 2  # of how text is read and cut: what another one made of it is not taken for the same
 IDS = pa.large_list(pa.int32())
+# Characters of scripts that put no blanks between words: Thai and Lao, Burmese, Khmer, Kana, Han,
+# with their punctuation; by rows of 64.
+WITHOUT_BLANKS = ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31c0-\u9fff\uf900-\ufaff"
+                  "\uff00-\uffbf\U00020000-\U0003ffff]")
 AWKWARD = (
     "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
     "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
@@ -1942,11 +1946,34 @@ AWKWARD = (
 )
 
 
+@functools.cache  # its vocabulary can be large
+def describe_tokenizer(tokenizer):
+    """Put a tokenizer of the library `tokenizers` into JSON: one to which special tokens are text.
+
+    They keep their ids under names that no text has. (To leave them out of `added_tokens` would not
+    do: Unigram, for one, has them among its pieces.)
+    """
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, names = settings["model"], {}
+    for added in settings["added_tokens"]:
+        if added["special"]:
+            names[added["content"]] = added["content"] = f"\ufdd0{added['content']}"
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): n for token, n in model["vocab"].items()}
+    else:
+        model["vocab"] = [(names.get(token, token), score) for token, score in model["vocab"]]
+    if "unk_token" in model:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    # What it says of lengths is a state of the last call.
+    return json.dumps(settings | dict.fromkeys(["post_processor", "truncation", "padding"]))
+
+
 @functools.cache  # once in each process: fast libraries do not pickle
 def load_fast(library, tokenizer):
-    """Load the model's own tokenizer into a fast library."""
-    fast = importlib.import_module(library).Tokenizer
-    return fast.from_json(tokenizer.backend_tokenizer.to_str())
+    """Load the model's own tokenizer into a fast library, as describe_tokenizer has it."""
+    kind = importlib.import_module(library).Tokenizer
+    load = kind.from_str if library == "tokenizers" else kind.from_json
+    return load(describe_tokenizer(tokenizer))
 
 
 def encode_with_nanotoken(tokenizer, texts):
@@ -1961,17 +1988,35 @@ def encode_with_gigatoken(tokenizer, texts):
 
 
 def encode_with_tokenizers(tokenizer, texts):
-    rows = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    rows = load_fast("tokenizers", tokenizer).encode_batch_fast(texts, add_special_tokens=False)
     return pa.array([row.ids for row in rows], IDS)
 
 
 def encode_with_transformers(tokenizer, texts):
-    return pa.array(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], IDS)
+    how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
+             if not (token.special or number in tokenizer.all_special_ids)}
+    # With this setting, it would split words that a user added, too.
+    longest_first = map(re.escape, sorted(words, key=len, reverse=True))
+    pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+    rows = []
+    for text in texts:
+        pieces = pattern.split(text)  # every second one is such a word
+        ids = tokenizer(pieces, **how)["input_ids"]
+        ids[1::2] = [[words[word]] for word in pieces[1::2]]
+        rows.append([*itertools.chain(*ids)])
+    return pa.array(rows, IDS)
 
 
-# Each turns a list of texts into lists of ids, without special tokens.
+# Each turns a list of texts into lists of ids. Special tokens in them are text.
 ENCODERS = {"nanotoken": encode_with_nanotoken, "gigatoken": encode_with_gigatoken,
             "tokenizers": encode_with_tokenizers, "transformers": encode_with_transformers}
+
+
+def encode(tokenizer, texts):
+    """Encode texts as the model's own tokenizer does, but that special tokens in them are text."""
+    own = encode_with_tokenizers if tokenizer.is_fast else encode_with_transformers
+    return own(tokenizer, texts)
 
 
 def choose_encoder(tokenizer, samples, say):
@@ -1992,24 +2037,25 @@ def choose_encoder(tokenizer, samples, say):
     for added in tokenizer.added_tokens_decoder.values():
         word = added.content
         texts += [word, f"a{word}b", f"a {word} {word.upper()} b"]
-    expected = encode_with_transformers(tokenizer, texts)
-    for library, encode in ENCODERS.items():
+    expected = encode(tokenizer, texts)
+    for library, encode_with in ENCODERS.items():
         try:
-            if encode(tokenizer, texts).equals(expected):
+            if encode_with(tokenizer, texts).equals(expected):
                 break
             say(f"{library} is not used: its ids differ from those of the model's own tokenizer")
         except ImportError:
             pass  # optional
         except Exception as error:  # whatever a young library stumbles over: the next one is tried
-            say(f"{library} is not used: {type(error).__name__}: {str(error)[:100]}")
+            reason = " ".join(str(error).split())[:100]
+            say(f"{library} is not used: {type(error).__name__}: {reason}")
     return library
 
 
-def tokenize_batch(table, tokenizer, library):
-    """Tokenize `text` of an Arrow table: `ids`, lists of int32 over one flat array."""
+def tokenize_batch(table, tokenizer, library, kind):
+    """Tokenize `text` of an Arrow table: `ids`, lists over one flat array of this kind of Arrow's."""
     if multiprocess.parent_process():  # in a data worker, which leaves Ctrl-C to the main process
         ignore_interrupts()
-    ids = ENCODERS[library](tokenizer, table["text"].to_pylist())
+    ids = ENCODERS[library](tokenizer, table["text"].to_pylist()).cast(pa.large_list(kind))
     return pa.table({"ids": ids, "document": table["document"]})
 
 
@@ -2039,10 +2085,11 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
         joined: texts of a document follow each other in an example.
 
     Returns:
-        Dataset of `ids` (int32 lists, without special tokens) and `document`, a row for each text,
-        in the Arrow format. Its fingerprint tells apart other contents and vocabularies.
+        Dataset of `ids` (lists of uint16, or int32 where there are more; without special tokens)
+        and `document`, a row for each text, in the Arrow format. Its fingerprint tells apart other
+        contents and tokenizers.
     """
-    vocabulary = repr(tokenizer), tokenizer.get_vocab()
+    settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()
     key = hash_of(source.key, joined, vocabulary)
@@ -2053,16 +2100,20 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
     number = rows_at_once(texts)
     first = texts[:number]["text"].to_pylist()
-    library = choose_encoder(tokenizer, first[:100], say)
+    # The model's own can be slow, and takes longest for the longest texts.
+    samples = [text[: 40_000 // len(first[:100])] for text in first[:100]]
+    library = choose_encoder(tokenizer, samples, say)
+    how = {"tokenizer": tokenizer, "library": library,
+           "kind": pa.uint16() if count_ids(tokenizer) <= 1 << 16 else pa.int32()}
     with InterruptEnds():
         tokens = texts.map(tokenize_batch, batched=True, batch_size=number, remove_columns=["text"],
-                           fn_kwargs={"tokenizer": tokenizer, "library": library},
-                           num_proc=args.preprocessing_num_workers, new_fingerprint=key,
-                           load_from_cache_file=not is_overwritten(args),
-                           desc=f"Tokenizing ({library})")
+                           fn_kwargs=how, num_proc=args.preprocessing_num_workers,
+                           new_fingerprint="ids", cache_file_name=str(folder / "ids.arrow"),
+                           load_from_cache_file=False, desc=f"Tokenizing ({library})")
     ids = tokens[: len(first)]["ids"].combine_chunks().flatten().to_numpy()
-    describe_texts(first, ids, tokenizer.unk_token_id, say)
-    return tokens
+    lines = []
+    describe_texts(first, ids, tokenizer.unk_token_id, lines.append)
+    (folder / "about.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def describe_texts(texts, ids, unknown_id, say):
@@ -2099,8 +2150,8 @@ ADVICE = ("Expected a name on the Hub, or a folder of config.json, tokenizer.jso
           "download NAME --local-dir DIR) and give that folder.")
 
 # Models whose positions begin behind the padding id: parts of config.model_type.
-KINDS_WITH_OFFSET = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet",
-                     "roberta", "xmod")
+KINDS_WITH_OFFSET = ("camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke",
+                     "mpnet", "roberta", "xmod")
 
 
 def hub_settings(args):
@@ -2141,6 +2192,14 @@ def load_config_and_tokenizer(args, max_seq_length):
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
+    begins = positions_begin(config)
+    # MPNet knows no other padding id than its own.
+    is_fixed = not args.from_scratch or config.model_type == "mpnet"
+    if begins and is_fixed and tokenizer.pad_token_id != begins - 1:
+        raise InputError(f"{flag}: its padding token has the id {tokenizer.pad_token_id}; that of "
+                         f"--model {args.model} is {begins - 1}, behind which its positions begin: "
+                         "all of them would be wrong. Take the tokenizer that the model was made "
+                         "with, or give its padding token that id.")
     longest = longest_input(config, tokenizer)
     if max_seq_length > longest:
         raise InputError(f"--max_seq_length is {max_seq_length}; {args.model} takes at most "
@@ -2148,23 +2207,28 @@ def load_config_and_tokenizer(args, max_seq_length):
     return config, tokenizer
 
 
-def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **settings):
+def load_model(kind, name, config, tokenizer, head, *, from_scratch=False, **settings):
     """Load a model in float32: (model, note), which says what of it starts at random.
+
+    Its config agrees with the tokenizer, in special tokens and in size.
 
     Args:
         kind: class to load it with, such as AutoModelForMaskedLM.
         name: Hub name or folder.
         config: its config or None.
-        vocab_size: of the tokenizer, to which smaller embeddings grow.
+        tokenizer: that it is used with.
         head: words for the head, as "masked-language-modelling head".
-        from_scratch: random weights.
+        from_scratch: random weights, and as many as the tokenizer asks for; else embeddings that
+            are too small for it grow.
         settings: as of hub_settings, and what else from_pretrained takes.
     """
+    rows = count_ids(tokenizer)
+    if from_scratch:
+        note = "; ".join(["all of it starts at random", *fit_config(config, tokenizer)])
     with blame(f"--model {name}: cannot be loaded", ADVICE):
         if from_scratch:
             model = kind.from_config(config, dtype=torch.float32,
                                      trust_remote_code=settings["trust_remote_code"])
-            note = "all of it starts at random"
         else:
             model, info = kind.from_pretrained(name, config=config, dtype=torch.float32,
                                                output_loading_info=True, **settings)
@@ -2177,12 +2241,49 @@ def load_model(kind, name, config, vocab_size, head, *, from_scratch=False, **se
     try:
         size = model.get_input_embeddings().num_embeddings
     except NotImplementedError:  # CANINE has none: it hashes characters
-        size = vocab_size
-    if vocab_size > size:
-        note += (f"; its vocabulary grows from {size} to {vocab_size} tokens, as the tokenizer's, "
-                 "the new ones at random")
-        model.resize_token_embeddings(vocab_size)
+        size = rows
+    if rows > size:
+        note += (f"; its vocabulary grows from {size} to {rows} rows, one for each id of the "
+                 "tokenizer, the new ones at random")
+        model.resize_token_embeddings(rows)
+    # Only now: the padding token may be one of the new ones.
+    take_special_ids(model.config, tokenizer)
     return model, note
+
+
+def count_ids(tokenizer):
+    """Count the rows that embeddings need: one for each id up to the highest, gaps included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def take_special_ids(config, tokenizer):
+    """Have a config name the special tokens of its tokenizer, and none that it lacks."""
+    for token in ("pad", "bos", "eos", "cls", "sep", "mask"):
+        number = getattr(tokenizer, f"{token}_token_id")
+        for field in f"{token}_token_id", f"{token}_index":  # XLM's kind has both
+            if hasattr(config, field):
+                setattr(config, field, number)
+
+
+def fit_config(config, tokenizer):
+    """Fit the config of a model that starts at random to its tokenizer: what changes, in words.
+
+    Its vocabulary has a row for each id, or up to the next multiple of 64 where that of the config
+    is one, too.
+    """
+    notes, rows, size = [], count_ids(tokenizer), getattr(config, "vocab_size", None)
+    if size and size % 64 == 0:
+        rows = math.ceil(rows / 64) * 64
+    if size and size != rows:
+        config.vocab_size = rows
+        notes.append(f"its vocabulary has {rows} rows instead of {size}, as the tokenizer's")
+    begins = positions_begin(config)
+    take_special_ids(config, tokenizer)
+    if begins and begins != positions_begin(config):
+        config.max_position_embeddings += positions_begin(config) - begins
+        notes.append(f"its table of positions has {config.max_position_embeddings} rows, as they "
+                     f"begin behind the padding id {config.pad_token_id}")
+    return notes
 
 
 def checkpoint_gradients(model):
@@ -2203,12 +2304,17 @@ def edge_ids(tokenizer):
             tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
 
 
+def positions_begin(config):
+    """The row in a model's table of positions for the first token: 0, or behind the padding id."""
+    if any(kind in config.model_type for kind in KINDS_WITH_OFFSET):
+        return (config.pad_token_id or 0) + 1
+    return 0
+
+
 def longest_input(config, tokenizer):
     """Count the tokens, special ones too, that a model takes; infinity for no limit."""
     positions = getattr(config, "max_position_embeddings", None) or math.inf
-    if any(kind in config.model_type for kind in KINDS_WITH_OFFSET):
-        positions -= (config.pad_token_id or 0) + 1
-    return min(positions, tokenizer.model_max_length)
+    return min(positions - positions_begin(config), tokenizer.model_max_length)
 
 
 # ==== utils/devices.py, whole (to change it, change it there; `make fix` copies it) ====
@@ -2624,7 +2730,7 @@ class Run(Processes):
         """What goes into a checkpoint's state.json: a dict, as of open_output."""
         return {name: vars(self)[name] for name in self.state_names}
 
-    def load_model(self, kind, config, vocab_size, head, **settings):
+    def load_model(self, kind, config, tokenizer, head, **settings):
         """Load --model, or the checkpoint that the run goes on from: (model, note).
 
         Arguments and note as of load_model.
@@ -2633,7 +2739,7 @@ class Run(Processes):
         name, scratch = self.args.model, self.args.from_scratch
         if self.checkpoint:
             name, config, scratch = str(self.checkpoint), None, False
-        return load_model(kind, name, config, vocab_size, head, from_scratch=scratch, **settings,
+        return load_model(kind, name, config, tokenizer, head, from_scratch=scratch, **settings,
                           **hub_settings(self.args))
 
     def introduce(self, model, note):

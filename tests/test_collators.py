@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import hide_nothing, make_masker
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
@@ -21,7 +21,8 @@ from benchmarks.nsp_books import sentence_of_b
 from run_mlm import MaskingCollator
 from run_pretraining import PretrainingCollator
 from utils.batches import pad
-from utils.masks import mask_tokens, word_continuations
+from utils.errors import InputError
+from utils.masks import WordUnits, describe_words, mask_tokens
 from utils.pairs import Documents, PairCollator
 
 # Random tokens are drawn from below VOCAB, and [MASK] lies above: so it is known which of the two stands somewhere.
@@ -208,7 +209,7 @@ def test_the_rest_of_a_word_that_the_block_before_has_begun_is_hidden_as_a_word(
     assert (chosen[:, 1] != chosen[:, 3]).any()
 
 
-# ---------------------------------------------------------------- word_continuations
+# ---------------------------------------------------------------- WordUnits
 
 
 def trained(model, trainer, pre_tokenizer, prose, normalizer=None):
@@ -245,21 +246,20 @@ def tokenizers(prose):
 
 @pytest.mark.parametrize("kind", ["WordPiece", "byte-level BPE", "Unigram"])
 def test_the_first_piece_of_a_word_starts_it_and_the_others_continue_it(tokenizers, kind):
-    continues = word_continuations(tokenizers[kind])
-    assert continues.dtype == bool
+    continues = WordUnits(tokenizers[kind])
     words = ["the", "statements", "of", "incomprehensibilities", "zigzag", "q", "2026", "xylophones", "play"]
     ids = [tokenizers[kind](f" {word}", add_special_tokens=False)["input_ids"] for word in words]
     assert max(map(len, ids)) > 5 and min(map(len, ids)) <= 2
     for word, pieces in zip(words, ids, strict=True):
-        assert continues[pieces].tolist() == [False] + [True] * (len(pieces) - 1), word
+        assert continues(np.array(pieces)).tolist() == [False] + [True] * (len(pieces) - 1), word
     together = tokenizers[kind](" " + " ".join(words), add_special_tokens=False)["input_ids"]
-    assert (~continues[together]).sum() == len(words)
+    assert (~continues(np.array(together))).sum() == len(words)
 
 
 def test_line_feeds_and_tabs_part_the_words_of_byte_level_bpe(tokenizers):
     tokenizer = tokenizers["byte-level BPE"]
     tokens = tokenizer.tokenize(" xylophones\n\tplay")
-    continues = word_continuations(tokenizer)[tokenizer.convert_tokens_to_ids(tokens)]
+    continues = WordUnits(tokenizer)(np.array(tokenizer.convert_tokens_to_ids(tokens)))
     at = tokens.index("Ċ")
     assert continues[:at].tolist() == [False] + [True] * (at - 1)
     assert tokens[at : at + 2] == ["Ċ", "ĉ"] and not continues[at : at + 2].any()
@@ -268,25 +268,23 @@ def test_line_feeds_and_tabs_part_the_words_of_byte_level_bpe(tokenizers):
 def test_punctuation_is_a_word_of_its_own_in_word_piece(tokenizers):
     tokenizer = tokenizers["WordPiece"]
     ids = tokenizer("a, b. (c)", add_special_tokens=False)["input_ids"]
-    assert len(ids) == 7 and not word_continuations(tokenizer)[ids].any()
+    assert len(ids) == 7 and not WordUnits(tokenizer)(np.array(ids)).any()
 
 
 @pytest.mark.parametrize("kind", ["WordLevel", "characters"])
 def test_in_a_vocabulary_without_signs_each_token_is_a_word(tokenizers, kind):
-    continues = word_continuations(tokenizers[kind])
-    assert len(continues) == len(tokenizers[kind]) > 50 and not continues.any()
+    ids = np.arange(len(tokenizers[kind]))
+    assert len(ids) > 50 and not WordUnits(tokenizers[kind])(ids).any()
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "byte-level BPE", "Unigram"])
 def test_special_tokens_and_words_that_a_user_added_start_words(tokenizers, kind, tmp_path):
     tokenizers[kind].save_pretrained(tmp_path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)  # of its own, as this changes it
-    before = len(tokenizer)
     tokenizer.add_tokens(["zyxw", "covfefe"])
-    continues = word_continuations(tokenizer)
-    assert len(continues) == before + 2
-    assert not continues[tokenizer.all_special_ids].any()
-    assert not continues[tokenizer.convert_tokens_to_ids(["zyxw", "covfefe"])].any()
+    continues = WordUnits(tokenizer)
+    assert not continues(np.array(tokenizer.all_special_ids)).any()
+    assert not continues(np.array(tokenizer.convert_tokens_to_ids(["zyxw", "covfefe"]))).any()
 
 
 def test_ids_behind_a_hole_in_the_vocabulary_have_their_place():
@@ -295,7 +293,112 @@ def test_ids_behind_a_hole_in_the_vocabulary_have_their_place():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]")
     ids = tokenizer("playing played")["input_ids"]
     assert ids == [1, 6, 1, 7]
-    assert word_continuations(tokenizer)[ids].tolist() == [False, True, False, True]
+    assert WordUnits(tokenizer)(np.array(ids)).tolist() == [False, True, False, True]
+
+
+def units_of(tokenizer, text):
+    """The text in the units that are hidden together, each as it is decoded or as its tokens are spelt."""
+    ids = np.array(tokenizer(text, add_special_tokens=False)["input_ids"])
+    starts = np.flatnonzero(~WordUnits(tokenizer)(ids))
+    return [part.tolist() for part in np.split(ids, starts[starts > 0])]
+
+
+def spelt(tokenizer, text):
+    return ["".join(tokenizer.convert_ids_to_tokens(unit)) for unit in units_of(tokenizer, text)]
+
+
+def decoded(tokenizer, text):
+    raw = decoders.ByteLevel()
+    return [raw.decode(tokenizer.convert_ids_to_tokens(unit)) for unit in units_of(tokenizer, text)]
+
+
+def test_a_token_ends_a_word_where_the_vocabulary_says_so_at_its_end(prose):
+    raw = trained(models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>"),
+                  trainers.BpeTrainer(vocab_size=300, end_of_word_suffix="</w>", **TRAINING),
+                  pre_tokenizers.BertPreTokenizer(), prose)  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL)
+    text = "incomprehensibilities of statements , a xylophone"
+    assert spelt(tokenizer, text) == [f"{word}</w>" for word in text.split()]
+    assert max(map(len, units_of(tokenizer, text))) > 4
+    cls, pieces = tokenizer.cls_token_id, tokenizer("statements", add_special_tokens=False)["input_ids"]
+    continues = WordUnits(tokenizer)(np.array([cls, *pieces, cls, *pieces]))
+    assert continues.tolist() == [False, False, *[True] * (len(pieces) - 1)] * 2
+
+
+def test_a_token_goes_on_after_one_that_says_so_at_its_end():
+    raw = Tokenizer(models.WordLevel({"[UNK]": 0, "wo@@": 1, "rd": 2, "s@@": 3, "a": 4}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]")
+    assert spelt(tokenizer, "wo@@ rd a wo@@ s@@ rd") == ["wo@@rd", "a", "wo@@s@@rd"]
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ("我们在北京。", ["我", "们", "在", "北", "京", "。"]),
+        ("これはテスト", ["こ", "れ", "は", "テ", "ス", "ト"]),
+        ("ภาษาไทย", ["ภ", "า", "ษ", "า", "ไ", "ท", "ย"]),
+        ("ພາສາ", ["ພ", "າ", "ສ", "າ"]),
+        ("ភាសា", ["ភ", "ា", "ស", "ា"]),
+        ("မြန်မာ", ["မ", "ြ", "န", "်", "မ", "ာ"]),
+        ("𠀀𠀁", ["𠀀", "𠀁"]),
+        (" 한국어 사람", [" 한국어", " 사람"]),  # these scripts have blanks
+        (" हिन्दी भाषा", [" हिन्दी", " भाषा"]),
+        (" naïve 👍🏽", [" naïve", " 👍🏽"]),
+    ],
+)
+def test_bytes_make_characters_where_no_blanks_part_words(tokenizers, text, units):
+    assert decoded(tokenizers["byte-level BPE"], text) == units
+
+
+def test_byte_level_bpe_that_has_learnt_a_script_without_blanks_hides_what_it_has_a_token_for():
+    corpus = ["我们在北京 ## ### ####"] * 50  # more tokens begin with ## than with Ġ
+    raw = trained(models.BPE(), trainers.BpeTrainer(vocab_size=300, **TRAINING,
+                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+                  pre_tokenizers.ByteLevel(add_prefix_space=False), corpus)  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL)
+    assert decoded(tokenizer, "我们在北京 ##北") == ["我们在北京", " ##", "北"]
+
+
+def test_of_other_vocabularies_too_each_token_of_a_script_without_blanks_is_a_unit():
+    pieces = ["<unk>", "▁", "▁我", "们", "在北", "▁the", "m", "ไทย", "사람"]
+    pieces += [f"<0x{byte:02X}>" for byte in "京a".encode()]
+    raw = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0, byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    assert spelt(tokenizer, "我们在北 them") == ["▁我", "们", "在北", "▁them"]
+    assert spelt(tokenizer, "ไทยไทย 사람사람") == ["▁", "ไทย", "ไทย", "▁사람사람"]
+    assert spelt(tokenizer, "我京们") == ["▁我", "<0xE4><0xBA><0xAC>", "们"]
+    raw = Tokenizer(models.WordPiece({"[UNK]": 0, "これ": 1, "##は": 2, "##テ": 3}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]")
+    assert spelt(tokenizer, "これはテ") == ["これ", "##は", "##テ"]
+    tokenizer.word_tokenizer_type = "mecab"  # as of the tokenizer that finds words by a dictionary
+    assert spelt(tokenizer, "これはテ") == ["これ##は##テ"]
+
+
+def test_a_vocabulary_that_does_not_mark_words_is_refused(prose):
+    raw = trained(models.BPE(unk_token="[UNK]"), trainers.BpeTrainer(vocab_size=300, **TRAINING),
+                  pre_tokenizers.Whitespace(), prose)  # fmt: skip
+    with pytest.raises(InputError, match="^--masking whole_word: .* Take --masking token"):
+        WordUnits(PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL))
+
+
+def test_the_mean_length_of_a_word_is_said_of_masks_that_hide_words():
+    rows, lines = [np.array([CLS, 10, 11, 13, SEP]), np.array([CLS, 16, 17, 20, SEP])], []  # 11, 17 and 20 go on
+    for masking in ("token", "whole_word"):
+        describe_words(make_masker(VOCAB, MASK, [PAD_ID, CLS, SEP], masking=masking), rows, lines.append)
+    assert lines == ["Words       2.00 tokens each, which are hidden together"]
+
+
+def test_random_tokens_are_ids_that_the_vocabulary_has():
+    vocabulary = np.array([3, 5, 900])
+    masked, _ = hide(sentence(), mask_prob=1, mask_replace_prob=0, random_replace_prob=1, vocab_size=3,
+                     vocabulary=vocabulary)  # fmt: skip
+    drawn, _ = hide(sentence(), mask_prob=1, mask_replace_prob=0, random_replace_prob=1, vocab_size=3)
+    assert {*masked.tolist()} == {3, 5, 900} and (masked == vocabulary[drawn]).all()
+    masker = make_masker(VOCAB, MASK, [PAD_ID, CLS, SEP], mlm_probability=1, mask_replace_prob=0, random_replace_prob=1)
+    rows, *_ = masker([sentence(5000)], [0], 0)
+    assert not np.isin(rows[0], range(VOCAB - 1, MASK)).any() and rows[0].max() == MASK  # the ids between are left out
 
 
 # ---------------------------------------------------------------- batches

@@ -588,7 +588,7 @@ def inputs(tmp_path_factory, tiny_bert, train_text):
     write_documents(folder / "single.txt", [["A single sentence."], ["Another one alone."], ["And a third."]])
     write_documents(folder / "last.txt", [["First of two. Second of two."], ["A single sentence."]])
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    small = {"vocab_size": len(tokenizer), "max_position_embeddings": 70}
+    small = {"vocab_size": len(tokenizer), "max_position_embeddings": 70, "pad_token_id": tokenizer.pad_token_id}
     roberta = RobertaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, **small)
     distilbert = DistilBertConfig(dim=8, n_layers=1, n_heads=1, hidden_dim=8, **small)
     for name, model in (("roberta", RobertaForMaskedLM(roberta)), ("distilbert", DistilBertForMaskedLM(distilbert))):

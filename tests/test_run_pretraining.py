@@ -39,7 +39,7 @@ import run_mlm
 import run_pretraining
 from run_pretraining import PretrainingCollator
 from utils.devices import Processes
-from utils.masks import Masker, mask_tokens, word_continuations
+from utils.masks import Masker, WordUnits, mask_tokens
 
 NO_DROPOUT = {"config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0"}
 LENGTH = 48  # of the examples, in tokens
@@ -122,7 +122,7 @@ class Plain:
     def __init__(self, folder, path, seed=0, masking=None, whole_words=False, unit="segment", objective="nsp"):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.seed, self.masking = seed, masking or {}
-        self.continues = word_continuations(self.tokenizer) if whole_words else None
+        self.continues = WordUnits(self.tokenizer) if whole_words else None
         self.pairs = self.collator(hide_nothing, read_documents(path, self.tokenizer), unit, objective)
 
     def collator(self, masker, documents, unit="segment", objective="nsp"):
@@ -151,7 +151,7 @@ class Plain:
             seed=self.seed,
             epoch=epoch,
             example_id=example,
-            continues=None if self.continues is None else self.continues[ids],
+            continues=None if self.continues is None else self.continues(ids),
             **self.masking,
         )
         masked, targets, label = torch.from_numpy(masked), torch.from_numpy(targets), batch["next_sentence_label"][0]

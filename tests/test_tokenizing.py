@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, config
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertJapaneseTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from utils.errors import InputError
 from utils.pairs import Documents, split_sentences
@@ -26,7 +26,7 @@ from utils.tokenizing import AWKWARD, ENCODERS, IDS, choose_encoder, hash_of, is
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
 TRAINING = {"special_tokens": list(SPECIAL.values()), "show_progress": False}
 KINDS = ["WordPiece", "trained WordPiece", "byte-level BPE", "Unigram", "bytes in Python"]
-TEXTS = ["One two three.", "", " leading, and Ångström 中文 ", "a<mask>b [MASK]", "xyz " * 200]
+TEXTS = ["One two three.", "", " leading, and Ångström 中文 ", "a<mas>b [MASK]", "xyz " * 200]
 
 
 def trained(model, trainer, pre_tokenizer, prose):
@@ -67,8 +67,9 @@ def own(files, tiny_bert):
 
 
 def ids_of(tokenizer, texts):
-    """What the model's own tokenizer says, text by text."""
-    return [tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"] for text in texts]
+    """What the model's own tokenizer says, text by text, in which special tokens are text."""
+    how = {"add_special_tokens": False, "split_special_tokens": True, "truncation": False, "verbose": False}
+    return [tokenizer(text, **how)["input_ids"] for text in texts]
 
 
 def encode(tokenizer, texts, samples=()):
@@ -103,6 +104,8 @@ def random_texts(count):
 def test_the_ids_are_those_of_the_models_own_tokenizer(own, prose, kind, texts):
     texts = {"prose": prose[300:500], "awkward": [*AWKWARD], "random": random_texts(3000)}[texts]
     tokenizer = own(kind)
+    if kind == "Unigram":  # in text, transformers takes special tokens of its pieces for special
+        texts = [text for text in texts if not any(token in text for token in tokenizer.all_special_tokens)]
     found = encode(tokenizer, texts, prose[:20])
     assert found == ids_of(tokenizer, texts) and sum(map(len, found)) > 50
 
@@ -330,14 +333,15 @@ def tokenized(source, tokenizer, num_proc=None, overwrite=False):
     """Rows of tokenize_source, each (ids, document), and the fingerprint of the content."""
     tokens = tokenize_source(source, tokenizer, settings(num_proc, overwrite), lambda line: None)
     assert {*tokens.column_names} == {"ids", "document"}
-    assert tokens.data.schema.field("ids").type.value_type == pa.int32()
+    assert tokens.data.schema.field("ids").type.value_type == pa.uint16()
     ids = [row.tolist() for row in tokens.with_format("numpy")["ids"]]
     return list(zip(ids, tokens.data["document"].to_pylist(), strict=True)), tokens._fingerprint
 
 
 def kept():
     """The files in the cache, each with its time."""
-    return {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(config.HF_DATASETS_CACHE / "bert_scripts")}
+    files = (path for path in config.HF_DATASETS_CACHE.rglob("*") if path.is_file())
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def expected_of(tokenizer, texts, documents):
@@ -410,9 +414,11 @@ def test_another_vocabulary_is_noticed(folder, own, kind):
     tokenizer = own(kind)
     source, _ = source_of((["zyxwv object"], [0]))
     before, key = tokenized(source, tokenizer)
+    tokenizer = own(kind)
     tokenizer.add_tokens(["zyxwv"])
     after, other = tokenized(source, tokenizer)
-    assert after == expected_of(tokenizer, ["zyxwv object"], [0]) != before
+    word = tokenizer.convert_tokens_to_ids("zyxwv")  # is a word still, though special tokens are text
+    assert after == [([word, *ids_of(tokenizer, [" object"])[0]], 0)] != before
     assert other != key
 
 
@@ -490,3 +496,122 @@ def test_no_more_than_about_the_first_2_mb_are_looked_at(folder, tokenizer):
 def test_a_tokenizer_without_an_unknown_token_knows_all(folder, own):
     line, _ = described(folder, own("byte-level BPE"), ["a b"])
     assert "0.00% unknown" in line
+
+
+def test_characters_of_scripts_without_blanks_count_as_words(folder, tokenizer):
+    line, careful = described(folder, CHARACTERS, ["我们在北京", "北京在我们"])
+    assert "; 1.00 tokens a word, 0.00% unknown" in line and not careful
+
+
+# ---------------------------------------------------------------- special tokens in text
+
+
+def listed(words, **names):
+    raw = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", **names)
+
+
+CHARACTERS = listed({word: n for n, word in enumerate(["<unk>", *"我们在北京"])})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_in_text_are_text_and_words_that_a_user_added_are_words(own, kind):
+    tokenizer = own(kind)
+    tokenizer.add_tokens(["covfefe"])
+    word, special = tokenizer.convert_tokens_to_ids("covfefe"), tokenizer.all_special_tokens
+    lines = []
+    library = choose_encoder(tokenizer, [], lines.append)
+    assert library == {"byte-level BPE": "gigatoken"}.get(kind, library)
+    for name, encode_with in ENCODERS.items():
+        if name not in ("tokenizers" if tokenizer.is_fast else "transformers", library):
+            continue
+        for token in [token for token in special if token != tokenizer.unk_token]:
+            [ids] = rows_of(encode_with(tokenizer, [f"a {token} covfefe b{token}"]))
+            assert tokenizer.convert_tokens_to_ids(token) not in ids and word in ids, (name, token)
+    # What is asked of the model's own tokenizer afterwards still has its masks.
+    mask = tokenizer.mask_token
+    assert mask is None or tokenizer.mask_token_id in tokenizer(f"a {mask}")["input_ids"]
+
+
+# ---------------------------------------------------------------- what is left in the cache
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_the_cache_holds_less_than_the_text_and_no_copy_of_it(folder, own, prose, num_proc):
+    tokenizer = own("WordPiece")
+    (folder / "a.txt").write_text("\n".join(prose * 3) + "\n", encoding="utf-8")
+    assert tokenizer.backend_tokenizer.truncation  # which any call changes: it is no part of the key
+    rows, _ = tokenized(from_file("a.txt"), tokenizer, num_proc)
+    files = kept()
+    assert len({path.parent for path in files}) == 1
+    assert len([path for path in files if path.suffix == ".arrow"]) == (num_proc or 1)
+    assert not [path for path in files if prose[0].encode() in path.read_bytes()]
+    assert size_of(config.HF_DATASETS_CACHE) < 0.8 * os.path.getsize("a.txt")
+    assert tokenized(from_file("a.txt"), tokenizer, num_proc)[0] == rows and kept() == files
+
+
+def test_what_fails_leaves_nothing_in_the_cache(folder, tokenizer, monkeypatch):
+    source, _ = source_of((MORE, NUMBERS))
+    monkeypatch.setitem(ENCODERS, "nanotoken", None)
+    monkeypatch.setattr("utils.tokenizing.choose_encoder", lambda *_: "nanotoken")
+    with pytest.raises(TypeError):
+        tokenized(source, tokenizer)
+    assert not kept()
+
+
+def test_what_is_said_of_the_text_is_said_again_where_it_comes_from_the_cache(folder, tokenizer):
+    source, _ = source_of((["a b", "a b"], [0, 1]))
+    first, again = [], []
+    for lines in first, again:
+        tokenize_source(source, tokenizer, settings(), lines.append)
+    assert first == again and len(again) == 2 and "more than once" in again[1]
+
+
+def test_what_an_older_version_left_in_the_cache_is_named_with_what_removes_it(folder, tokenizer):
+    cache = config.HF_DATASETS_CACHE / "bert_scripts"
+    cache.mkdir(parents=True)
+    for name in "cache-1.arrow", "examples-1.arrow", "text-1.arrow", "tokens-1.json", "windows-1.arrow":
+        (cache / name).touch()
+    lines = []
+    tokenize_source(source_of((MORE, NUMBERS))[0], tokenizer, settings(), lines.append)
+    [line] = [line for line in lines if "older version" in line]
+    assert os.system(line.partition("remove them: ")[2]) == 0
+    assert {path.name for path in cache.iterdir()} == {"windows-1.arrow", "text_2"}
+
+
+@pytest.mark.parametrize(("highest", "kind"), [(65_535, pa.uint16()), (65_536, pa.int32())])
+def test_ids_take_two_bytes_where_the_vocabulary_allows(folder, highest, kind):
+    tokenizer = listed({"<unk>": 0, "a": 7, "b": highest})
+    tokens = tokenize_source(source_of((["ab"], [0]))[0], tokenizer, settings(), lambda line: None)
+    assert tokens.data.schema.field("ids").type.value_type == kind
+    assert tokens.data["ids"].to_pylist() == [[7, highest]]
+
+
+def test_other_settings_of_a_tokenizer_in_python_are_noticed(folder):
+    (folder / "vocab.txt").write_text("\n".join(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]) + "\n")
+    rows = []
+    for lower in True, False:
+        BertJapaneseTokenizer("vocab.txt", word_tokenizer_type="basic", subword_tokenizer_type="character",
+                              do_lower_case=lower).save_pretrained(folder / "slow")  # fmt: skip
+        tokenizer = BertJapaneseTokenizer.from_pretrained(folder / "slow")
+        rows += tokenized(source_of((["AB"], [0]))[0], tokenizer)[0]
+    assert rows == [([5, 6], 0), ([0, 0], 0)]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_what_the_slow_tokenizer_is_shown_does_not_grow_with_the_rows(folder, tokenizer, monkeypatch, rows):
+    shown = []
+
+    def choose(tokenizer, samples, say):
+        shown.extend(samples)
+        return "tokenizers"
+
+    monkeypatch.setattr("utils.tokenizing.choose_encoder", choose)
+    texts = ["a b " * (100_000 // rows)] * rows
+    tokenized(source_of((texts, range(rows)))[0], tokenizer)
+    assert len(shown) == min(rows, 100) and 30_000 < sum(map(len, shown)) <= 40_000

@@ -257,7 +257,7 @@ def parse_asked(script, asked, folder):
 def load_plain(script, args, config, tokenizer, kind, head):
     """Load a model that is asked in float32, as the main function of a loop does: (model, note)."""
     run = script.LoopRun("demo", args, writes=False)
-    model, note = run.load_model(kind, config, len(tokenizer), head)
+    model, note = run.load_model(kind, config, tokenizer, head)
     return model.to(run.device), note
 
 

@@ -1,16 +1,27 @@
 """Tokens that are hidden, and the scores of a model where they are."""
 
+import re
 from contextlib import nullcontext
 
 import numpy as np
 import torch
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from utils.arguments import add_flags, number
 from utils.batches import pad
+from utils.errors import InputError
+from utils.models import count_ids
+from utils.tokenizing import WITHOUT_BLANKS
+
+# Signs by which vocabularies mark words, and which tokens begin one: those without it (WordPiece),
+# or with it (SentencePiece; byte-level BPE, where line feeds and tabs part words, too) …
+FRONT = {"##": "^(?!##)", "▁": "^▁", "Ġ": "^[ĠĊĉč]"}
+# … or which tokens end one.
+BACK = {"</w>": "</w>$", "@@": "(?<!@@)$"}
 
 
 def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
-                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None):
+                mask_replace_prob=0.8, random_replace_prob=0.1, continues=None, vocabulary=None):
     """Hide tokens: by default 80% become [MASK], 10% a random token, 10% stay.
 
     An example is masked alike on one GPU or eight, in any data worker, and after a resume.
@@ -30,6 +41,8 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
             1 stays.
         continues: for whole-word masking, True where a token goes on with the word before it; bool,
             shape (seq,).
+        vocabulary: the ids that are drawn by these numbers, where some are left out; int64, shape
+            (vocab_size,).
 
     Returns:
         (masked_ids, labels): int64 arrays of shape (seq,). Labels are -100 where nothing is
@@ -57,28 +70,81 @@ def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example
     chosen &= ~special
     fate = rng.random(len(input_ids))  # (seq,), uniform in [0, 1)
     substitutes = rng.integers(vocab_size, size=len(input_ids))  # (seq,)
+    if vocabulary is not None:
+        substitutes = vocabulary[substitutes]
     masked_ids = np.where(chosen & (fate < mask_replace_prob), mask_id, input_ids)
     masked_ids = np.where(chosen & (fate >= 1 - random_replace_prob), substitutes, masked_ids)
     return masked_ids, np.where(chosen, input_ids, -100)
 
 
-def word_continuations(tokenizer):
-    """Say for each token whether it goes on with the word before it: bool, (vocab,).
+def head_of(token, byte_of):
+    """The first two bytes of a token without its sign, as one number; 0 for what is missing.
 
-    WordPiece (`##ing`), byte-level BPE (`Ġword`) and SentencePiece (`▁word`) are told apart by the
-    sign that most tokens carry; without any, each token is a word of its own. Index it with ids to
-    get mask_tokens' `continues`.
+    Args:
+        byte_of: dict of the letters of a byte-level vocabulary to their bytes, or empty.
     """
-    # More than there are tokens, where ids are left out.
-    size = max(tokenizer.get_vocab().values()) + 1
-    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(size))]
-    sign = max("##", "Ġ", "▁", key=lambda sign: sum(token.startswith(sign) for token in tokens))
-    # Line feed, tab and carriage return part words too.
-    starts = ("Ġ", "Ċ", "ĉ", "č") if sign == "Ġ" else sign
-    continues = np.array([token.startswith(starts) == (sign == "##") for token in tokens])
-    # [CLS] and its like, and words that a user added.
-    continues[list(tokenizer.added_tokens_decoder)] = False
-    return continues
+    if byte_of:
+        head = bytes(byte_of[letter] for letter in token[:2])
+    elif re.fullmatch("<0x[0-9A-F]{2}>", token):  # SentencePiece, of what it has no token for
+        head = bytes.fromhex(token[3:5])
+    else:
+        head = token.lstrip("#▁").encode()[:2]
+    return int.from_bytes(head.ljust(2, b"\0"))
+
+
+class WordUnits:
+    """Tell which tokens go on with the word before them, for masks that hide whole words.
+
+    A token begins a word if it carries the sign for that, each vocabulary in its way (`##ing`,
+    `▁word`, `Ġword`, `word</w>`, `wo@@ rd`), or if its first byte begins a character of a script
+    without blanks: there, a unit is a character, or what the vocabulary makes one token of. Bytes
+    that go on with a character belong to it. Special tokens, and words that a user added, are words
+    of their own.
+
+    Raises:
+        InputError: no token carries a sign, though words can be several tokens.
+    """
+
+    def __init__(self, tokenizer):
+        tokens = [""] * count_ids(tokenizer)  # those that are left out, and those that were added
+        added = tokenizer.added_tokens_decoder
+        for token, token_id in tokenizer.get_vocab().items():
+            if token_id not in added:
+                tokens[token_id] = token
+        byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+        letters = set().union(*tokens)
+        signs = ("Ġ", "</w>")
+        if "Ġ" not in letters or letters - byte_of.keys():  # its letters do not stand for bytes
+            signs, byte_of = ("##", "▁", "</w>", "@@"), {}
+        counts = {sign: sum(sign in token for token in tokens) for sign in signs}
+        sign = max(signs, key=counts.get)
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if not counts[sign] and type(model).__name__ not in ("WordLevel", "WordPiece"):
+            raise InputError("--masking whole_word: this tokenizer cuts words into tokens that do "
+                             "not say where a word begins; expected ##, ▁, Ġ, </w> or @@ at some "
+                             "of them. Take --masking token, or another tokenizer.")
+        pattern = re.compile((FRONT | BACK)[sign])
+        marked = np.array([pattern.search(token) is not None for token in tokens])  # (vocab,)
+        marked[[*added]] = True
+        nowhere = np.zeros_like(marked)
+        self.begins, self.ends = (marked, nowhere) if sign in FRONT else (nowhere, marked)
+        self.begins[[*added]] = True
+        self.heads = np.array([head_of(token, byte_of) for token in tokens])  # (vocab,)
+        # By the first two bytes of a character, which those of a row of 64 have in common. The
+        # tokenizer of BertJapanese finds words by a dictionary: there the sign alone counts.
+        self.without_blanks = np.zeros(1 << 16, dtype=bool)
+        if getattr(tokenizer, "word_tokenizer_type", "basic") == "basic":
+            for character in filter(re.compile(WITHOUT_BLANKS).match, map(chr, range(0, 1 << 18, 64))):
+                self.without_blanks[head_of(character, {})] = True
+
+    def __call__(self, ids):
+        """Say of token ids, (seq,), which go on with the word before them: bool, (seq,)."""
+        heads = self.heads[ids]
+        # Where a token is but one byte, the second is the next token's first.
+        heads = np.where(heads & 255, heads, heads | np.append(heads[1:] >> 8, 0))
+        begins = self.begins[ids] | self.without_blanks[heads]
+        begins[1:] |= self.ends[ids[:-1]]
+        return ~begins
 
 
 class Masker:
@@ -91,13 +157,13 @@ class Masker:
     """
 
     def __init__(self, tokenizer, args, seed):
-        self.special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # (vocab,)
+        vocabulary = np.unique([*tokenizer.get_vocab().values()])
+        self.special = np.zeros(count_ids(tokenizer), dtype=bool)  # (highest id + 1,)
         self.special[tokenizer.all_special_ids] = True
-        self.continues = np.zeros_like(self.special)  # each token is a word of its own
-        if args.masking == "whole_word":
-            self.continues = word_continuations(tokenizer)
-        self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(tokenizer),
-                         "seed": seed, "mask_prob": args.mlm_probability,
+        self.units = WordUnits(tokenizer) if args.masking == "whole_word" else None
+        self.settings = {"mask_id": tokenizer.mask_token_id, "vocab_size": len(vocabulary),
+                         "vocabulary": vocabulary, "seed": seed,
+                         "mask_prob": args.mlm_probability,
                          "mask_replace_prob": args.mask_replace_prob,
                          "random_replace_prob": args.random_replace_prob}
 
@@ -108,14 +174,28 @@ class Masker:
             (masked_rows, positions, targets): the rows; where tokens are to be predicted in the
             flattened batch, (predicted,); and which, (predicted,).
         """
-        pairs = [mask_tokens(ids, self.special[ids], continues=self.continues[ids], epoch=epoch,
-                             example_id=example_id, **self.settings)
+        pairs = [mask_tokens(ids, self.special[ids], continues=self.units and self.units(ids),
+                             epoch=epoch, example_id=example_id, **self.settings)
                  for ids, example_id in zip(rows, example_ids, strict=True)]
         masked, labels = zip(*pairs, strict=True)
         labels = pad(labels, -100).ravel()  # (batch x seq,)
         # Found here, on the CPU: a GPU would have to be waited for.
         positions = (labels != -100).nonzero().ravel()  # (predicted,)
         return masked, positions, labels[positions]
+
+
+def describe_words(masker, rows, say):
+    """Say how long the words are that are hidden as one, where that is what is hidden.
+
+    Args:
+        masker: a Masker.
+        rows: some of the examples, int64 arrays of ids of shape (seq,).
+    """
+    if masker.units:
+        ids = np.concatenate(rows)
+        words = ids[~masker.special[ids] & ~masker.units(ids)]
+        tokens = np.count_nonzero(~masker.special[ids])
+        say(f"Words       {tokens / max(1, len(words)):.2f} tokens each, which are hidden together")
 
 
 def add_masking_flags(parser):

@@ -97,7 +97,7 @@ class Run(Processes):
         """What goes into a checkpoint's state.json: a dict, as of open_output."""
         return {name: vars(self)[name] for name in self.state_names}
 
-    def load_model(self, kind, config, vocab_size, head, **settings):
+    def load_model(self, kind, config, tokenizer, head, **settings):
         """Load --model, or the checkpoint that the run goes on from: (model, note).
 
         Arguments and note as of load_model.
@@ -106,7 +106,7 @@ class Run(Processes):
         name, scratch = self.args.model, self.args.from_scratch
         if self.checkpoint:
             name, config, scratch = str(self.checkpoint), None, False
-        return load_model(kind, name, config, vocab_size, head, from_scratch=scratch, **settings,
+        return load_model(kind, name, config, tokenizer, head, from_scratch=scratch, **settings,
                           **hub_settings(self.args))
 
     def introduce(self, model, note):

@@ -3,7 +3,11 @@
 import functools
 import hashlib
 import importlib
+import itertools
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import datasets
@@ -12,10 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from utils.models import count_ids
 from utils.signals import InterruptEnds, ignore_interrupts
 from utils.texts import UNPARTED, write_texts
 
+VERSION = 2  # of how text is read and cut: what another one made of it is not taken for the same
 IDS = pa.large_list(pa.int32())
+# Characters of scripts that put no blanks between words: Thai and Lao, Burmese, Khmer, Kana, Han,
+# with their punctuation; by rows of 64.
+WITHOUT_BLANKS = ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31c0-\u9fff\uf900-\ufaff"
+                  "\uff00-\uffbf\U00020000-\U0003ffff]")
 AWKWARD = (
     "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
     "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
@@ -30,11 +40,34 @@ AWKWARD = (
 )
 
 
+@functools.cache  # its vocabulary can be large
+def describe_tokenizer(tokenizer):
+    """Put a tokenizer of the library `tokenizers` into JSON: one to which special tokens are text.
+
+    They keep their ids under names that no text has. (To leave them out of `added_tokens` would not
+    do: Unigram, for one, has them among its pieces.)
+    """
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, names = settings["model"], {}
+    for added in settings["added_tokens"]:
+        if added["special"]:
+            names[added["content"]] = added["content"] = f"\ufdd0{added['content']}"
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): n for token, n in model["vocab"].items()}
+    else:
+        model["vocab"] = [(names.get(token, token), score) for token, score in model["vocab"]]
+    if "unk_token" in model:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    # What it says of lengths is a state of the last call.
+    return json.dumps(settings | dict.fromkeys(["post_processor", "truncation", "padding"]))
+
+
 @functools.cache  # once in each process: fast libraries do not pickle
 def load_fast(library, tokenizer):
-    """Load the model's own tokenizer into a fast library."""
-    fast = importlib.import_module(library).Tokenizer
-    return fast.from_json(tokenizer.backend_tokenizer.to_str())
+    """Load the model's own tokenizer into a fast library, as describe_tokenizer has it."""
+    kind = importlib.import_module(library).Tokenizer
+    load = kind.from_str if library == "tokenizers" else kind.from_json
+    return load(describe_tokenizer(tokenizer))
 
 
 def encode_with_nanotoken(tokenizer, texts):
@@ -49,17 +82,35 @@ def encode_with_gigatoken(tokenizer, texts):
 
 
 def encode_with_tokenizers(tokenizer, texts):
-    rows = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    rows = load_fast("tokenizers", tokenizer).encode_batch_fast(texts, add_special_tokens=False)
     return pa.array([row.ids for row in rows], IDS)
 
 
 def encode_with_transformers(tokenizer, texts):
-    return pa.array(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], IDS)
+    how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
+             if not (token.special or number in tokenizer.all_special_ids)}
+    # With this setting, it would split words that a user added, too.
+    longest_first = map(re.escape, sorted(words, key=len, reverse=True))
+    pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+    rows = []
+    for text in texts:
+        pieces = pattern.split(text)  # every second one is such a word
+        ids = tokenizer(pieces, **how)["input_ids"]
+        ids[1::2] = [[words[word]] for word in pieces[1::2]]
+        rows.append([*itertools.chain(*ids)])
+    return pa.array(rows, IDS)
 
 
-# Each turns a list of texts into lists of ids, without special tokens.
+# Each turns a list of texts into lists of ids. Special tokens in them are text.
 ENCODERS = {"nanotoken": encode_with_nanotoken, "gigatoken": encode_with_gigatoken,
             "tokenizers": encode_with_tokenizers, "transformers": encode_with_transformers}
+
+
+def encode(tokenizer, texts):
+    """Encode texts as the model's own tokenizer does, but that special tokens in them are text."""
+    own = encode_with_tokenizers if tokenizer.is_fast else encode_with_transformers
+    return own(tokenizer, texts)
 
 
 def choose_encoder(tokenizer, samples, say):
@@ -80,24 +131,25 @@ def choose_encoder(tokenizer, samples, say):
     for added in tokenizer.added_tokens_decoder.values():
         word = added.content
         texts += [word, f"a{word}b", f"a {word} {word.upper()} b"]
-    expected = encode_with_transformers(tokenizer, texts)
-    for library, encode in ENCODERS.items():
+    expected = encode(tokenizer, texts)
+    for library, encode_with in ENCODERS.items():
         try:
-            if encode(tokenizer, texts).equals(expected):
+            if encode_with(tokenizer, texts).equals(expected):
                 break
             say(f"{library} is not used: its ids differ from those of the model's own tokenizer")
         except ImportError:
             pass  # optional
         except Exception as error:  # whatever a young library stumbles over: the next one is tried
-            say(f"{library} is not used: {type(error).__name__}: {str(error)[:100]}")
+            reason = " ".join(str(error).split())[:100]
+            say(f"{library} is not used: {type(error).__name__}: {reason}")
     return library
 
 
-def tokenize_batch(table, tokenizer, library):
-    """Tokenize `text` of an Arrow table: `ids`, lists of int32 over one flat array."""
+def tokenize_batch(table, tokenizer, library, kind):
+    """Tokenize `text` of an Arrow table: `ids`, lists over one flat array of this kind of Arrow's."""
     if multiprocess.parent_process():  # in a data worker, which leaves Ctrl-C to the main process
         ignore_interrupts()
-    ids = ENCODERS[library](tokenizer, table["text"].to_pylist())
+    ids = ENCODERS[library](tokenizer, table["text"].to_pylist()).cast(pa.large_list(kind))
     return pa.table({"ids": ids, "document": table["document"]})
 
 
@@ -127,10 +179,11 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
         joined: texts of a document follow each other in an example.
 
     Returns:
-        Dataset of `ids` (int32 lists, without special tokens) and `document`, a row for each text,
-        in the Arrow format. Its fingerprint tells apart other contents and vocabularies.
+        Dataset of `ids` (lists of uint16, or int32 where there are more; without special tokens)
+        and `document`, a row for each text, in the Arrow format. Its fingerprint tells apart other
+        contents and tokenizers.
     """
-    vocabulary = repr(tokenizer), tokenizer.get_vocab()
+    settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     if tokenizer.is_fast:
         vocabulary = tokenizer.backend_tokenizer.to_str()
     key = hash_of(source.key, joined, vocabulary)
@@ -141,16 +194,20 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
     number = rows_at_once(texts)
     first = texts[:number]["text"].to_pylist()
-    library = choose_encoder(tokenizer, first[:100], say)
+    # The model's own can be slow, and takes longest for the longest texts.
+    samples = [text[: 40_000 // len(first[:100])] for text in first[:100]]
+    library = choose_encoder(tokenizer, samples, say)
+    how = {"tokenizer": tokenizer, "library": library,
+           "kind": pa.uint16() if count_ids(tokenizer) <= 1 << 16 else pa.int32()}
     with InterruptEnds():
         tokens = texts.map(tokenize_batch, batched=True, batch_size=number, remove_columns=["text"],
-                           fn_kwargs={"tokenizer": tokenizer, "library": library},
-                           num_proc=args.preprocessing_num_workers, new_fingerprint=key,
-                           load_from_cache_file=not is_overwritten(args),
-                           desc=f"Tokenizing ({library})")
+                           fn_kwargs=how, num_proc=args.preprocessing_num_workers,
+                           new_fingerprint="ids", cache_file_name=str(folder / "ids.arrow"),
+                           load_from_cache_file=False, desc=f"Tokenizing ({library})")
     ids = tokens[: len(first)]["ids"].combine_chunks().flatten().to_numpy()
-    describe_texts(first, ids, tokenizer.unk_token_id, say)
-    return tokens
+    lines = []
+    describe_texts(first, ids, tokenizer.unk_token_id, lines.append)
+    (folder / "about.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def describe_texts(texts, ids, unknown_id, say):
