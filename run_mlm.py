@@ -111,59 +111,51 @@ def parse_args(argv=None):
 # ---------------------------------------------------------------- data
 
 
-class Examples:
-    """Examples cut out of tokenized paragraphs when they are asked for: blocks, or lines.
+class ExampleCutter:
+    """Cut tokenized paragraphs into examples, for Dataset.map: blocks of running text, or lines.
 
-    A block is [CLS], `size` tokens of running text and [SEP], with one [SEP] between two documents;
-    what is left at the end is dropped. A line is cut off at `size` tokens. An example is a dict of
-    `id`, its number, and `input_ids`, (size + 2,) or less.
+    A block is [CLS], `size` tokens and [SEP], with one [SEP] between two documents. A line is cut
+    off at `size` tokens. What one batch of `map` leaves over (`rest`, and the last `document`) goes
+    on in the next, so that only the last remainder is dropped: `map` must not share the work out.
 
     Args:
-        tokens: Dataset of `ids` and `document`, a row for each paragraph, in the Arrow format.
-        rows: which of the paragraphs to take; bool array of shape (paragraphs,).
         size: tokens per example, without [CLS] and [SEP].
         edges: ids of [CLS] and [SEP].
         line_by_line: examples are lines instead of blocks.
+        rows: which of the paragraphs to take; bool array of shape (paragraphs,).
     """
 
-    def __init__(self, tokens, rows, size, edges, line_by_line):
-        self.tokens, self.size, self.edges, self.line_by_line = tokens, size, edges, line_by_line
-        lengths = pa.compute.list_value_length(tokens.data["ids"]).to_numpy()
-        # A paragraph of control characters has no tokens.
-        self.rows = np.flatnonzero(rows & (lengths > 0))
-        documents = tokens.data["document"].to_numpy()[self.rows]
-        self.breaks = np.diff(documents, prepend=documents[:1]) != 0  # a [SEP] stands in front
-        self.lengths = lengths[self.rows]
-        self.ends = np.cumsum(self.lengths + self.breaks)  # in the running text
-        count = len(self.rows) if line_by_line else sum(self.ends[-1:]) // size
-        self.numbers = np.arange(count)  # of those that are taken
+    def __init__(self, size, edges, line_by_line, rows):
+        self.size, self.edges, self.line_by_line, self.rows = size, edges, line_by_line, rows
+        self.rest, self.document = np.zeros(0, np.uint16), np.zeros(0, np.int64)
+        self.examples = 0
 
-    def __len__(self):
-        return len(self.numbers)
-
-    def __getitem__(self, index):
-        number = self.numbers[index]
+    def __call__(self, table, indices):
+        """Turn an Arrow table of ids and document into one of id and input_ids, a row an example."""
+        table = table.filter(pa.array(self.rows[indices]))
+        lists = table["ids"].combine_chunks()
         if self.line_by_line:
-            pieces = [self.paragraph(number)[: self.size]]
-        else:
-            pieces = self.cut_block(number * self.size, (number + 1) * self.size)
-        return {"id": number, "input_ids": np.concatenate([self.edges[:1], *pieces, self.edges[1:]])}
+            lists = pa.compute.list_slice(lists, 0, self.size)
+        ids, bounds = lists.flatten().to_numpy(), lists.offsets.to_numpy()
+        bounds = bounds - bounds[0]  # of the paragraphs in ids
+        if not self.line_by_line:
+            ids, bounds = self.cut_blocks(ids, bounds, table["document"].to_numpy())
+        count = len(bounds) - 1
+        ids = np.insert(ids, np.repeat(bounds, 2)[1:-1], self.edges * count)  # around each example
+        bounds = bounds + 2 * np.arange(count + 1)
+        numbers = np.arange(self.examples, self.examples + count)
+        self.examples += count
+        return pa.table({"id": numbers, "input_ids": pa.LargeListArray.from_arrays(bounds, ids)})
 
-    def paragraph(self, number):
-        """Token ids of one of the paragraphs that are taken: a view of what is in the cache."""
-        return self.tokens.data["ids"][self.rows[number]].values.to_numpy()
-
-    def cut_block(self, start, end):
-        """Cut the running text from `start` to `end`: a list of arrays of ids."""
-        pieces = []
-        first, last = np.searchsorted(self.ends, [start, end - 1], side="right")
-        for number in range(first, last + 1):
-            ids = self.paragraph(number)
-            begin = self.ends[number] - self.lengths[number]
-            if self.breaks[number] and start < begin <= end:
-                pieces.append(self.edges[1:])
-            pieces.append(ids[max(0, start - begin) : max(0, end - begin)])
-        return pieces
+    def cut_blocks(self, ids, bounds, documents):
+        """Put what was left over in front, and [SEP] between documents: (ids, bounds of blocks)."""
+        seen = np.concatenate([self.document, documents])  # also the last one of the batch before
+        begins = np.flatnonzero(np.diff(seen)) + 1 - len(self.document)
+        self.document = seen[-1:]
+        ids = np.concatenate([self.rest, np.insert(ids, bounds[begins], self.edges[1])])
+        bounds = np.arange(0, len(ids) + 1, self.size)
+        self.rest = ids[bounds[-1] :]
+        return ids[: bounds[-1]], bounds
 
 
 def draw_paragraphs(tokens, part):
@@ -185,6 +177,8 @@ def draw_paragraphs(tokens, part):
 def prepare_data(args, tokenizer, say):
     """Prepare the splits that the run needs: dict of split to (examples, what they are in words).
 
+    Examples are a Dataset of `id` and `input_ids` (int32 lists, special tokens included), kept in
+    the cache by content.
     """
     splits = ["train", "validation"] + ["test"] * (args.do_predict or args.prepare_only)
     samples = {"train": args.max_train_samples, "validation": args.max_eval_samples,
@@ -216,13 +210,13 @@ def prepare_data(args, tokenizer, say):
         if samples[split]:
             seed = args.seed if split == "train" else 0  # every run is scored on the same ones
             order = np.random.default_rng(seed).permutation(len(examples))
-            examples.numbers = np.sort(order[: samples[split]])
+            examples = examples.select(np.sort(order[: samples[split]]))
         words = f"{len(examples):,} {kind} {args.max_seq_length} tokens of {source.name}"
         say(f"{split.capitalize():<11} {words}")
-        if args.line_by_line and np.mean(examples.lengths > args.max_seq_length - 2) > 0.1:
+        if args.line_by_line and np.mean(lengths > args.max_seq_length - 2) > 0.1:
             say("  Careful:  many lines are cut off; a larger --max_seq_length, or blocks, would "
                 "use all of them")
-        data[split] = examples, words
+        data[split] = examples.with_format("numpy"), words
     say(f"Prepared    in {time.perf_counter() - begun:.2f} s")
     return data
 
@@ -764,7 +758,7 @@ def main(argv=None):
             run.say(f"  Example:  {split}: {text[:120]}")
         score[split] = partial(evaluate, examples=examples, collator=eval_collator, run=run,
                                batch_size=args.per_device_eval_batch_size)
-        content[split] = f"{len(examples):,} examples ({examples.fingerprint})"
+        content[split] = f"{len(examples):,} examples ({examples._fingerprint})"
     content.pop("test", None)
     run.card |= {"task": f"trained by masked language modelling; {run.note}", "tag": "fill-mask"}
     with explain_out_of_memory(args.max_seq_length):
@@ -2066,12 +2060,38 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
     """
     settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     if tokenizer.is_fast:
-        vocabulary = tokenizer.backend_tokenizer.to_str()
-    key = hash_of(source.key, joined, vocabulary)
-    path = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts", f"text-{key}.arrow")
-    if is_overwritten(args) or not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_texts(source, path, joined)
+        settings = describe_tokenizer(tokenizer)
+    key = hash_of(source.key, joined, settings)
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
+    folder = cache / f"text_{VERSION}" / key
+    if is_overwritten(args) or not folder.exists():
+        aside = Path(f"{folder}.{os.urandom(4).hex()}.tmp")
+        aside.mkdir(parents=True)
+        try:
+            tokenize_into(aside, source, tokenizer, args, say, joined)
+            (aside / "text.tmp").unlink()  # of the text, no copy is left behind
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        if any(cache.glob("[cet]*-*")):  # cache-, examples-, text- and tokens- were their names
+            say("  Careful:  an older version has left copies of text in the cache; to remove them: "
+                f"rm {cache}/[cet]*-*")
+    for line in (folder / "about.txt").read_text(encoding="utf-8").splitlines():
+        say(line)
+    files = sorted(map(str, folder.glob("ids*.arrow")))
+    tokens = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
+    tokens._fingerprint = key
+    return tokens.with_format("arrow")
+
+
+def tokenize_into(folder, source, tokenizer, args, say, joined):
+    """Put the text of a Source into a folder: as text.tmp, as ids*.arrow, and what is said of it.
+
+    Arguments as of tokenize_source.
+    """
+    path = folder / "text.tmp"
+    write_texts(source, path, joined)
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
     number = rows_at_once(texts)
     first = texts[:number]["text"].to_pylist()
@@ -2101,19 +2121,16 @@ def describe_texts(texts, ids, unknown_id, say):
         say: called with lines for the user.
     """
     repeated = 1 - len({*texts}) / len(texts)
+    # Where no blanks part words, each character counts as one.
+    words = sum(len(re.sub(WITHOUT_BLANKS, " 中 ", text).split()) for text in texts)
+    pieces = len(ids) / max(1, words)
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))
-    words = ""
-    unparted = pa.compute.sum(pa.compute.count_substring_regex(pa.array(texts), UNPARTED)).as_py()
-    parted = unparted < 0.3 * sum(map(len, texts))
-    if parted:  # else blanks part no words
-        pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
-        words = f"{pieces:.2f} tokens a word, "
-    say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {words}"
-        f"{unknown:.2%} unknown")
+    say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {pieces:.2f} "
+        f"tokens a word, {unknown:.2%} unknown")
     if repeated > 0.1:
         say("  Careful:  many lines stand there more than once; some may be trained and evaluated "
             "on alike")
-    if unknown > 0.01 or (parted and pieces > 2.5):
+    if unknown > 0.01 or pieces > 2.5:
         say("  Careful:  the tokenizer knows few of these words; another model may fit better")
 
 

@@ -2300,12 +2300,38 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
     """
     settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     if tokenizer.is_fast:
-        vocabulary = tokenizer.backend_tokenizer.to_str()
-    key = hash_of(source.key, joined, vocabulary)
-    path = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts", f"text-{key}.arrow")
-    if is_overwritten(args) or not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_texts(source, path, joined)
+        settings = describe_tokenizer(tokenizer)
+    key = hash_of(source.key, joined, settings)
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
+    folder = cache / f"text_{VERSION}" / key
+    if is_overwritten(args) or not folder.exists():
+        aside = Path(f"{folder}.{os.urandom(4).hex()}.tmp")
+        aside.mkdir(parents=True)
+        try:
+            tokenize_into(aside, source, tokenizer, args, say, joined)
+            (aside / "text.tmp").unlink()  # of the text, no copy is left behind
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        if any(cache.glob("[cet]*-*")):  # cache-, examples-, text- and tokens- were their names
+            say("  Careful:  an older version has left copies of text in the cache; to remove them: "
+                f"rm {cache}/[cet]*-*")
+    for line in (folder / "about.txt").read_text(encoding="utf-8").splitlines():
+        say(line)
+    files = sorted(map(str, folder.glob("ids*.arrow")))
+    tokens = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
+    tokens._fingerprint = key
+    return tokens.with_format("arrow")
+
+
+def tokenize_into(folder, source, tokenizer, args, say, joined):
+    """Put the text of a Source into a folder: as text.tmp, as ids*.arrow, and what is said of it.
+
+    Arguments as of tokenize_source.
+    """
+    path = folder / "text.tmp"
+    write_texts(source, path, joined)
     texts = datasets.Dataset.from_file(str(path)).with_format("arrow")
     number = rows_at_once(texts)
     first = texts[:number]["text"].to_pylist()
@@ -2335,19 +2361,16 @@ def describe_texts(texts, ids, unknown_id, say):
         say: called with lines for the user.
     """
     repeated = 1 - len({*texts}) / len(texts)
+    # Where no blanks part words, each character counts as one.
+    words = sum(len(re.sub(WITHOUT_BLANKS, " 中 ", text).split()) for text in texts)
+    pieces = len(ids) / max(1, words)
     unknown = np.count_nonzero(ids == unknown_id) / max(1, len(ids))
-    words = ""
-    unparted = pa.compute.sum(pa.compute.count_substring_regex(pa.array(texts), UNPARTED)).as_py()
-    parted = unparted < 0.3 * sum(map(len, texts))
-    if parted:  # else blanks part no words
-        pieces = len(ids) / max(1, sum(len(text.split()) for text in texts))
-        words = f"{pieces:.2f} tokens a word, "
-    say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {words}"
-        f"{unknown:.2%} unknown")
+    say(f"Text        {repeated:.1%} of the first {len(texts):,} lines are repeated; {pieces:.2f} "
+        f"tokens a word, {unknown:.2%} unknown")
     if repeated > 0.1:
         say("  Careful:  many lines stand there more than once; some may be trained and evaluated "
             "on alike")
-    if unknown > 0.01 or (parted and pieces > 2.5):
+    if unknown > 0.01 or pieces > 2.5:
         say("  Careful:  the tokenizer knows few of these words; another model may fit better")
 
 
