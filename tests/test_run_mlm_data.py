@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -15,8 +14,6 @@ import yaml
 from helpers import ALIKE, ROOT, accelerate_launch, assert_one_message, contents, read_log, read_results, write_lines
 from plain_mlm import LENGTH, block_examples, plain_scores
 from transformers import AutoTokenizer
-
-from run_mlm import Examples
 
 # ---------------------------------------------------------------- data
 
@@ -124,33 +121,6 @@ def test_the_same_bytes_under_another_ending_are_the_same_text(mlm, prose, tmp_p
     mlm(validation_file="plain.txt").checked()
     assert read_results(tmp_path / "jsonl")["eval_loss"] == read_results(tmp_path / "out")["eval_loss"]
     assert read_results(tmp_path / "jsonl")["eval_loss"] == read_results(tmp_path / "txt")["eval_loss"]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_examples_are_cut_out_of_the_running_text_of_the_rows_that_are_taken(seed):
-    draw = np.random.default_rng(seed)
-    paragraphs = [draw.integers(10, 99, size=n) for n in draw.choice([0, 1, 2, 7, 40], size=60)]
-    numbers, taken = np.cumsum(draw.random(60) < 0.3), draw.random(60) < 0.8
-    table = pa.table({"ids": pa.array(map(list, paragraphs), pa.large_list(pa.uint16())), "document": numbers})
-    pieces = [table.slice(start, 17) for start in range(0, 60, 17)]  # as several processes leave them
-    tokens = datasets.Dataset(pa.concat_tables(pieces)).with_format("arrow")
-    stream, lines, before = [], [], None
-    for ids, number, is_taken in zip(paragraphs, numbers, taken, strict=True):
-        if is_taken and len(ids):
-            stream += [3] * (before not in (None, number)) + ids.tolist()
-            lines.append([2, *ids[:6], 3])
-            before = number
-    examples = Examples(tokens, taken, 6, [2, 3], line_by_line=False)
-    assert [examples[n]["id"] for n in range(len(examples))] == [*range(len(stream) // 6)]
-    for n in range(len(examples)):
-        ids = examples[n]["input_ids"]
-        assert ids.tolist() == [2, *stream[6 * n : 6 * n + 6], 3] and ids.dtype == np.int64
-    examples = Examples(tokens, taken, 6, [2, 3], line_by_line=True)
-    assert [examples[n]["input_ids"].tolist() for n in range(len(examples))] == lines
-    examples.numbers = examples.numbers[[4, 9]]  # a sample: the ids, and so the masks, stay
-    sample = [examples[0], examples[1]]
-    assert [(example["id"], example["input_ids"].tolist()) for example in sample] == [(4, lines[4]), (9, lines[9])]
-    assert not len(Examples(tokens, np.zeros(60, dtype=bool), 6, [2, 3], line_by_line=False))
 
 
 def test_special_tokens_in_a_corpus_are_text_and_in_a_question_they_are_masks(mlm, tiny_bert, tmp_path):
