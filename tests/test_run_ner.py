@@ -632,7 +632,7 @@ def test_what_is_certain_of_the_unlabelled_is_learned_in_the_next_round(tiny_ber
 
     # The model of round 0 by transformers alone: which sentences must be among them, and which cannot be.
     # The best one, which comes first, and the last.
-    checkpoint = min((out / "round-0").glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    checkpoint = min((out / "round-0").glob("checkpoint-*"), key=lambda path: int(path.name[len("checkpoint-") :]))
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     labels = [config["id2label"][str(n)] for n in range(len(config["id2label"]))]
     scores, _ = plain_scores(checkpoint, [[(word,) for word in words] for words in rows])
