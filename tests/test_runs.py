@@ -51,7 +51,11 @@ def files(tmp_path_factory, tiny_bert, prose, qa_files):
     }
 
 
-@pytest.fixture(params=[*LOOPS, *TRAINERS])
+# The loops share the sections that this is about: one of them is enough here, `pytest -m slow` tries the others.
+SCRIPTS = ["run_mlm.py", *TRAINERS, *(pytest.param(script, marks=pytest.mark.slow) for script in LOOPS[1:])]
+
+
+@pytest.fixture(params=SCRIPTS)
 def script(request, files, tmp_path):
     """One of the scripts on a tiny model, six updates, as a process of its own: script(flag=value, …)."""
     flags, test_file = files[request.param]
