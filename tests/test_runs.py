@@ -175,6 +175,16 @@ def test_a_readme_of_the_users_stays_and_one_of_a_run_is_replaced(script, tmp_pa
     assert not (out / "MODEL_CARD.md").exists()
 
 
+def test_where_readme_and_model_card_are_the_users_neither_is_touched(script, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("README.md", "MODEL_CARD.md"):
+        (tmp_path / "out" / name).write_text("mine, Ä\n", encoding="utf-8")
+    script(max_steps=1).checked()
+    for name in ("README.md", "MODEL_CARD.md"):
+        assert (tmp_path / "out" / name).read_text(encoding="utf-8") == "mine, Ä\n"
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_a_run_that_only_evaluates_in_the_folder_of_a_model_writes_into_a_folder_of_its_own(script, tmp_path):
     out = tmp_path / "out"
     script().checked()
