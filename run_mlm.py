@@ -2691,14 +2691,14 @@ class Run(Processes):
         self.stop_signal, self.repository = StopSignal(), None
         if not self.is_main:
             datasets.disable_progress_bars()
-        self.open()
+        self.open(args.resume_from_checkpoint, args.overwrite_output_dir)
 
     def say(self, *lines):
         """Print lines, on the first process alone."""
         if self.is_main:
             print(*lines, sep="\n", flush=True)
 
-    def open(self):
+    def open(self, resume, overwrite):
         """Open the folder, and take up the state of the checkpoint, where there is one.
 
         A run that does not train leaves what is there, and gets a folder of its own in it.
@@ -2706,8 +2706,7 @@ class Run(Processes):
         args = self.args
         self.folder = Path(args.output_dir)
         self.checkpoint, state = open_output(args.output_dir if self.writes else None,
-                                             args.do_train, args.resume_from_checkpoint,
-                                             args.overwrite_output_dir, self.say)
+                                             args.do_train, resume, overwrite, self.say)
         if self.writes and not args.do_train and (self.folder / "model.safetensors").exists():
             number = 1
             while (self.folder / f"eval-{number}").exists():
@@ -2841,7 +2840,8 @@ class Run(Processes):
         results = older | results
         write_json(path, results)
         cards = [self.folder / name for name in ("README.md", "MODEL_CARD.md")]
-        free = [card for card in cards if not card.exists() or OURS in card.read_text(errors="replace")]
+        free = [card for card in cards if not card.exists()
+                or OURS in card.read_text(encoding="utf-8", errors="replace")]
         if self.args.do_train and free:  # beside one of the user's
             free[0].write_text(self.make_card(results), encoding="utf-8")
 

@@ -3036,14 +3036,14 @@ class Run(Processes):
         self.stop_signal, self.repository = StopSignal(), None
         if not self.is_main:
             datasets.disable_progress_bars()
-        self.open()
+        self.open(args.resume_from_checkpoint, args.overwrite_output_dir)
 
     def say(self, *lines):
         """Print lines, on the first process alone."""
         if self.is_main:
             print(*lines, sep="\n", flush=True)
 
-    def open(self):
+    def open(self, resume, overwrite):
         """Open the folder, and take up the state of the checkpoint, where there is one.
 
         A run that does not train leaves what is there, and gets a folder of its own in it.
@@ -3051,8 +3051,7 @@ class Run(Processes):
         args = self.args
         self.folder = Path(args.output_dir)
         self.checkpoint, state = open_output(args.output_dir if self.writes else None,
-                                             args.do_train, args.resume_from_checkpoint,
-                                             args.overwrite_output_dir, self.say)
+                                             args.do_train, resume, overwrite, self.say)
         if self.writes and not args.do_train and (self.folder / "model.safetensors").exists():
             number = 1
             while (self.folder / f"eval-{number}").exists():
@@ -3186,7 +3185,8 @@ class Run(Processes):
         results = older | results
         write_json(path, results)
         cards = [self.folder / name for name in ("README.md", "MODEL_CARD.md")]
-        free = [card for card in cards if not card.exists() or OURS in card.read_text(errors="replace")]
+        free = [card for card in cards if not card.exists()
+                or OURS in card.read_text(encoding="utf-8", errors="replace")]
         if self.args.do_train and free:  # beside one of the user's
             free[0].write_text(self.make_card(results), encoding="utf-8")
 
@@ -3518,7 +3518,8 @@ class ExactTrainer(Trainer):
     def write_checkpoint(self, folder):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         state = json.dumps(self.run.state(), indent=1)
-        with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
+        with blame(f"{folder} cannot be written", "A whole checkpoint, if there was one, is "
+                   "still there."):
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             self._save_optimizer_and_scheduler(folder)
@@ -3611,6 +3612,12 @@ class TrainerRun(Run):
         self.training = make_training_arguments(kind, args, self.on_cpu, precision)
         self.settings = {flag: value for flag, value in shown_settings(args).items()
                          if flag not in hidden}
+
+    def open(self, resume, overwrite):
+        """Open the folder, as Run does. That of a run in rounds has its checkpoints in theirs."""
+        if resume and getattr(self.args, "unlabeled_file", None):
+            resume, overwrite = None, True
+        super().open(resume, overwrite)
 
     def introduce(self, model, note):
         """Say what the run begins with, and quicken its dropout. note: as of load_model."""

@@ -352,6 +352,7 @@ def run_command(command, folder, small_bert, monkeypatch):
     return done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [f"run_{task}.py" for task in TASKS])
 def test_a_command_of_each_kind_runs(script, folder, small_bert, monkeypatch):
     """In the order of the documents, so that each finds what those before it have left."""

@@ -189,11 +189,14 @@ def test_killed_in_the_second_round_of_pseudo_labelling_it_ends_bit_identical(gi
     assert names_of_checkpoints(out / "round-1")
     resumed = settings | {"output_dir": out, "resume_from_checkpoint": "latest"}
     done = Run("run_ner.py", resumed, tmp_path).wait().checked()
-    assert f"{out / 'round-1' / 'checkpoint-'}" in done.out
+    assert f"{out / 'round-1' / 'checkpoint-'}" in done.out and "starting anew" not in done.out
     for name in ("round-0/log.jsonl", "round-1/pseudo_labelled.conll", "round-1/log.jsonl", "model.safetensors"):
         assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
     for name in ("pseudo_label_rounds", "eval_f1", "eval_loss", "per_entity"):
         assert read_results(out)[name] == read_results(tmp_path / "undisturbed")[name]
+    before = (out / "model.safetensors").read_bytes()
+    Run("run_ner.py", resumed, tmp_path).wait().checked()  # it is finished
+    assert (out / "model.safetensors").read_bytes() == before
 
 
 # ---------------------------------------------------------------- what a resume may not change

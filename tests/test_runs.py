@@ -51,7 +51,11 @@ def files(tmp_path_factory, tiny_bert, prose, qa_files):
     }
 
 
-@pytest.fixture(params=[*LOOPS, *TRAINERS])
+# The loops share the sections that this is about: one of them is enough here, `pytest -m slow` tries the others.
+SCRIPTS = ["run_mlm.py", *TRAINERS, *(pytest.param(script, marks=pytest.mark.slow) for script in LOOPS[1:])]
+
+
+@pytest.fixture(params=SCRIPTS)
 def script(request, files, tmp_path):
     """One of the scripts on a tiny model, six updates, as a process of its own: script(flag=value, …)."""
     flags, test_file = files[request.param]
@@ -169,6 +173,16 @@ def test_a_readme_of_the_users_stays_and_one_of_a_run_is_replaced(script, tmp_pa
     script(overwrite_output_dir=True, learning_rate=1e-3).checked()
     assert "learning_rate: 0.001" in (out / "README.md").read_text(encoding="utf-8")
     assert not (out / "MODEL_CARD.md").exists()
+
+
+def test_where_readme_and_model_card_are_the_users_neither_is_touched(script, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("README.md", "MODEL_CARD.md"):
+        (tmp_path / "out" / name).write_text("mine, Ä\n", encoding="utf-8")
+    script(max_steps=1).checked()
+    for name in ("README.md", "MODEL_CARD.md"):
+        assert (tmp_path / "out" / name).read_text(encoding="utf-8") == "mine, Ä\n"
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_a_run_that_only_evaluates_in_the_folder_of_a_model_writes_into_a_folder_of_its_own(script, tmp_path):

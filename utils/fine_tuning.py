@@ -51,6 +51,12 @@ class TrainerRun(Run):
         self.settings = {flag: value for flag, value in shown_settings(args).items()
                          if flag not in hidden}
 
+    def open(self, resume, overwrite):
+        """Open the folder, as Run does. That of a run in rounds has its checkpoints in theirs."""
+        if resume and getattr(self.args, "unlabeled_file", None):
+            resume, overwrite = None, True
+        super().open(resume, overwrite)
+
     def introduce(self, model, note):
         """Say what the run begins with, and quicken its dropout. note: as of load_model."""
         super().introduce(model, note)

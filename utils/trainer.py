@@ -281,7 +281,8 @@ class ExactTrainer(Trainer):
     def write_checkpoint(self, folder):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         state = json.dumps(self.run.state(), indent=1)
-        with blame(f"{folder} cannot be written", "The last whole checkpoint is still there."):
+        with blame(f"{folder} cannot be written", "A whole checkpoint, if there was one, is "
+                   "still there."):
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             self._save_optimizer_and_scheduler(folder)
