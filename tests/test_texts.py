@@ -47,11 +47,12 @@ def source_of(*batches):
 # ---------------------------------------------------------------- find_sources
 
 
-def sources_of(separator="auto", column="text", splits=("train", "validation"), **flags):
+def sources_of(separator="auto", column="text", splits=("train", "validation"), say=print, **flags):
     """What find_sources makes of flags: files of splits, or a data set."""
     given = {f"{split}_file": None for split in ("train", "validation", "test")}
     given |= {"dataset_name": None, "dataset_config_name": None, "text_column_name": column}
-    return find_sources(Namespace(**given | flags, document_separator=separator, file_encoding="utf-8"), splits)
+    args = Namespace(**given | flags, document_separator=separator, file_encoding="utf-8")
+    return find_sources(args, splits, say)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,17 @@ def test_there_is_a_source_for_each_split_that_is_wanted_and_given(folder):
     assert sources_of() == {}
     with pytest.raises(InputError, match="--validation_file c.txt: there is no such file"):
         sources_of(train_file=["a.txt"], validation_file=["c.txt"])
+
+
+def test_that_a_file_of_two_splits_has_the_same_content_is_said(folder):
+    for name, text in (("a.txt", "one"), ("b.txt", "two"), ("c.txt", "two"), ("d.txt", "three")):
+        (folder / name).write_text(text)
+    said = []
+    sources_of(train_file=["a.txt", "b.txt"], validation_file=["d.txt"], say=said.append)
+    assert not said
+    sources_of(train_file=["a.txt", "b.txt", "b.txt"], validation_file=["d.txt", "c.txt"], say=said.append)
+    assert len(said) == 1
+    assert "c.txt of --validation_file has the same content as b.txt of --train_file" in said[0]
 
 
 def test_the_key_tells_content_column_and_separator_apart(folder):

@@ -11,7 +11,7 @@ from utils.arguments import add_flags, number
 from utils.batches import pad
 from utils.errors import InputError
 from utils.models import count_ids
-from utils.tokenizing import WITHOUT_BLANKS
+from utils.texts import WITHOUT_BLANKS
 
 # Signs by which vocabularies mark words, and which tokens begin one: those without it (WordPiece),
 # or with it (SentencePiece; byte-level BPE, where line feeds and tabs part words, too) …

@@ -19,9 +19,10 @@ from utils.splits import load_splits
 from utils.tables import find_kind, read_table
 from utils.writing import written_aside
 
-# A character of a script that parts no words by blanks, or of its punctuation.
-UNPARTED = (r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-            r"\x{3000}-\x{303f}\x{30fc}\x{ff00}-\x{ffef}]")
+# Characters of scripts that put no blanks between words: Thai and Lao, Burmese, Khmer, Kana, Han,
+# with their punctuation; by rows of 64.
+WITHOUT_BLANKS = ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31c0-\u9fff\uf900-\ufaff"
+                  "\uff00-\uffbf\U00020000-\U0003ffff]")
 NAME_THE_COLUMN = "Name the column that holds the text with --text_column_name."
 
 
@@ -58,7 +59,7 @@ def find_sources(args, splits, say=print):
         splits: those that are wanted.
         say: called with lines for the user, on how files are read.
     """
-    sources, column, encoding = {}, args.text_column_name, args.file_encoding
+    sources, seen, column, encoding = {}, {}, args.text_column_name, args.file_encoding
     separator = args.document_separator
     how = column, separator, encoding
     loaded = load_splits(args.dataset_name, args.dataset_config_name) if args.dataset_name else {}
@@ -68,7 +69,13 @@ def find_sources(args, splits, say=print):
             paths = find_files(patterns, f"--{split}_file")
             more = f" and {len(paths) - 1} more files" if paths[1:] else ""
             kinds = [find_kind(path, [column], encoding, say) for path in paths]
-            key = f"{kinds} {[*map(hash_file, paths)]} {how}"
+            hashes = [*map(hash_file, paths)]
+            for path, content in zip(paths, hashes, strict=True):
+                other, where = seen.setdefault(content, (split, path))
+                if other != split:
+                    say(f"  Careful:  {path} of --{split}_file has the same content as {where} of "
+                        f"--{other}_file: scores on it say little")
+            key = f"{kinds} {hashes} {how}"
             sources[split] = Source(os.path.basename(paths[0]) + more, key,
                                     partial(read_files, paths, kinds, *how, say))
         elif split in loaded:
@@ -241,7 +248,7 @@ def put_blanks(texts, documents, last):
     """
     before = pa.concat_arrays([pa.array([last[0]], texts.type), texts[:-1]])
     follows = documents == np.concatenate([[last[1]], documents[:-1]])
-    edges = [pa.compute.match_substring_regex(character, UNPARTED) for character in
+    edges = [pa.compute.match_substring_regex(character, WITHOUT_BLANKS) for character in
              (pa.compute.utf8_slice_codeunits(before, -1),
               pa.compute.utf8_slice_codeunits(texts, 0, 1))]
     parted = pa.compute.invert(pa.compute.and_(*edges))

@@ -17,14 +17,10 @@ import pyarrow as pa
 
 from utils.models import count_ids
 from utils.signals import InterruptEnds, ignore_interrupts
-from utils.texts import write_texts
+from utils.texts import WITHOUT_BLANKS, write_texts
 
 VERSION = 2  # of how text is read and cut: what another one made of it is not taken for the same
 IDS = pa.large_list(pa.int32())
-# Characters of scripts that put no blanks between words: Thai and Lao, Burmese, Khmer, Kana, Han,
-# with their punctuation; by rows of 64.
-WITHOUT_BLANKS = ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31c0-\u9fff\uf900-\ufaff"
-                  "\uff00-\uffbf\U00020000-\U0003ffff]")
 AWKWARD = (
     "", " ", "Hello, world!  It's a test-case: 3.14 (or so)…",
     "naïve Ångström ﬁne ﬀ ß ẞ İ ı ς Σ e\u0301a\u0308 x\u0327\u0301",
