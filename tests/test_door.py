@@ -130,7 +130,7 @@ def in_encoding(text, encoding):
 
 
 @pytest.mark.parametrize("encoding", MARKED)
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("last", [True, False])
 def test_a_byte_order_mark_says_the_encoding(encoding, end, last):
     lines = ["Grüße", "", "中文 ਅ Ċ", "😀"]  # U+0A05 and U+010A have the byte of a line end in them
@@ -138,6 +138,16 @@ def test_a_byte_order_mark_says_the_encoding(encoding, end, last):
     found = list(read_lines(path))
     assert [line for _, piece in found for line in piece] == lines
     assert list(read_lines(path, "cp1252")) == found
+
+
+@pytest.mark.parametrize("encoding", MARKED)
+def test_line_ends_of_windows_and_old_macs_are_one_line_end_over_pieces_too(encoding):
+    for end in ("\n", "\r\n", "\r"):
+        lines = [f"{n} {'Ċ' * 997}" for n in range(3_000)]
+        path = write("a.txt", in_encoding(end.join(lines), encoding))
+        assert [line for _, piece in read_lines(path) for line in piece] == lines
+    rows = as_csv(ROWS, end="\r")
+    assert texts_of(write("a.csv", in_encoding(rows.decode(), encoding)))[0] == TEXTS
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "cp1252", "gb18030", "shift_jis"])
@@ -281,7 +291,7 @@ def other_kinds():
         "HTML": [b"<!DOCTYPE html>\n<p>one</p>", b"\n<html lang=de>", b"\xef\xbb\xbf<?xml version='1.0'?>"],
         "PDF": [b"%PDF-1.7\n%\xe2\xe3"],
         "tar": [archive.getvalue()],
-        "Excel": [zipped(b"one", "xl/workbook.xml"), b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100)],
+        "Office": [zipped(b"one", "[Content_Types].xml", "xl/workbook.xml"), zipped(b"one", "mimetype"), b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100)],
         "image": [b"\x89PNG\r\n\x1a\n" + bytes(9), b"\xff\xd8\xff\xe0" + bytes(9), b"GIF89a" + bytes(9)],
         "SQLite": [sqlite],
         "Git LFS": [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"],

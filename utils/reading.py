@@ -103,10 +103,11 @@ def unpack(file, path):
     names = [name for name in packed.namelist() if not re.search("^__MACOSX/|/$", name)]
     if len(names) == 1:
         return packed.open(names[0])
-    kind = "an Excel workbook" if "xl/workbook.xml" in names else "a zip archive"
+    kind, advice = "a zip archive", "Unpack it, and give its files."
+    if {"[Content_Types].xml", "mimetype"} & {*names}:
+        kind, advice = "an Office document, or a book", "Save it as text, or a workbook as CSV."
     raise InputError(f"{path}: this is {kind}, with {len(names)} files in it, expected one: "
-                     f"{', '.join(names[:5])}. Unpack it, and give its files; save a workbook as "
-                     "CSV.")
+                     f"{', '.join(names[:5])}. {advice}")
 
 
 @contextmanager
@@ -134,7 +135,7 @@ def read_chunks(path, encoding="utf-8"):
         InputError: names the line and the byte that is of another encoding, or the kind of a file
             that is no text.
     """
-    number, rest = 1, ""
+    number, rest, is_of_old_mac = 1, "", False
     with open_bytes(path) as file:
         kind = look_up(file.peek(), NO_TEXT)
         if kind:
@@ -155,6 +156,9 @@ def read_chunks(path, encoding="utf-8"):
             if b"\0" in raw and "\0" in text:  # the first is the faster one
                 before, raw = text.partition("\0")[0], raw[raw.index(0) :]
                 raise explain_byte(path, number, before, encoding, raw)
+            is_of_old_mac |= number == 1 and "\n" not in text
+            if is_of_old_mac:  # where no line feed is, carriage returns end the lines
+                text = text.replace("\r", "\n")
             end = len(text) if is_last else text.rfind("\n") + 1
             text, rest = text[:end], text[end:]
             if text:
