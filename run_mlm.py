@@ -2770,10 +2770,10 @@ class Run(Processes):
         """
         args = self.args
         passes = args.gradient_accumulation_steps * self.num_processes
-        made_with = {**data, "task": self.task, "kind of model": model_type,
+        made_with = {"task": self.task, "kind of model": model_type,
                      "precision": self.accelerator.mixed_precision,
                      "global batch": args.per_device_train_batch_size * passes,
-                     **{f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}}
+                     **{f"--{flag}": getattr(args, flag) for flag in (*FIXED, *flags)}, **data}
         for name in {**self.made_with, **made_with} if self.checkpoint else ():
             before, value = self.made_with.get(name), made_with.get(name)
             if before != value:

@@ -231,13 +231,13 @@ def test_a_folder_that_cannot_be_written_ends_the_run_before_a_training(script, 
 
 
 def fill_disk_after(checkpoint):
-    """From the moment on that a checkpoint is whole, let no file grow beyond 1,000 bytes, as on a full disk."""
+    """From the moment on that a checkpoint is whole, let no file grow beyond 20,000 bytes, as on a full disk."""
     replace = os.replace
 
     def replace_and_fill(source, target):
         replace(source, target)
         if os.fspath(target) == str(checkpoint):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
     os.replace = replace_and_fill
 
