@@ -2109,13 +2109,16 @@ def put_blanks(texts, documents, last):
     """
     before = pa.concat_arrays([pa.array([last[0]], texts.type), texts[:-1]])
     follows = documents == np.concatenate([[last[1]], documents[:-1]])
-    edges = [pa.compute.match_substring_regex(character, WITHOUT_BLANKS) for character in
-             (pa.compute.utf8_slice_codeunits(before, -1),
-              pa.compute.utf8_slice_codeunits(texts, 0, 1))]
-    parted = pa.compute.invert(pa.compute.and_(*edges))
-    blank, nothing = pa.scalar(" ", texts.type), pa.scalar("", texts.type)
-    blanks = pa.compute.if_else(pa.compute.and_(parted, pa.array(follows)), blank, nothing)
-    return pa.compute.binary_join_element_wise(blanks, texts, nothing)
+
+    def is_unparted(characters):
+        found = pa.compute.match_substring_regex(characters, WITHOUT_BLANKS)
+        return found.to_numpy(zero_copy_only=False)
+
+    glued = is_unparted(pa.compute.utf8_slice_codeunits(texts, 0, 1))
+    # Only where it matters: the last character of a long text takes long to find.
+    glued[glued] = is_unparted(pa.compute.utf8_slice_codeunits(before.filter(pa.array(glued)), -1))
+    blanks = pa.array(np.where(follows & ~glued, " ", ""), texts.type)
+    return pa.compute.binary_join_element_wise(blanks, texts, pa.scalar("", texts.type))
 
 
 def write_texts(source, path, joined=False):
@@ -2305,9 +2308,10 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
         and `document`, a row for each text, in the Arrow format. Its fingerprint tells apart other
         contents and tokenizers.
     """
-    settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     if tokenizer.is_fast:
         settings = describe_tokenizer(tokenizer)
+    else:
+        settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     key = hash_of(source.key, joined, settings)
     cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
     folder = cache / f"text_{VERSION}" / key

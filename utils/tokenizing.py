@@ -178,9 +178,10 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
         and `document`, a row for each text, in the Arrow format. Its fingerprint tells apart other
         contents and tokenizers.
     """
-    settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     if tokenizer.is_fast:
         settings = describe_tokenizer(tokenizer)
+    else:
+        settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
     key = hash_of(source.key, joined, settings)
     cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
     folder = cache / f"text_{VERSION}" / key
