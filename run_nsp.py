@@ -532,7 +532,7 @@ def prepare_data(args, tokenizer, splits, say, joined=False):
     for split, (source, part) in choose_parts(sources, args, splits).items():
         source = source if args.sentence_per_line else split_sentences(source, args.language)
         if source.key not in tokenized:
-            tokenized[source.key] = tokenize_source(source, tokenizer, args, say, joined)
+            tokenized[source.key] = tokenize_source(source, tokenizer, args, say, joined)["ids"]
         tokens = tokenized[source.key]
         documents = Documents(tokens, part, args.sentences_per_document)
         check_documents(documents, f"{source.name}: its {split} part", part[0] != "all",
@@ -1587,7 +1587,7 @@ def read_parquet(path, columns):
         if not names:
             yield f"{path}, row 1", dict.fromkeys(table.schema_arrow.names)
             return
-        for batch in table.iter_batches(1_000, columns=names):
+        for batch in table.iter_batches(50, columns=names):  # a row can be a book
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
@@ -1766,13 +1766,19 @@ def read_files(paths, kinds, column, separator="auto", encoding="utf-8", say=pri
             yield texts, documents + (number << 40)  # those of the next file are others
 
 
+def rows_at_once(rows):
+    """Count the rows of a Dataset that make about 2 MB."""
+    return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
+
+
 def read_dataset(rows, column, separator, name):
     """Read the texts of a Dataset as those of a Source. InputError where it lacks the column."""
     top = column if column in rows.column_names else column.partition(".")[0]
     with blame(name, NAME_THE_COLUMN):
         rows = rows.select_columns(top)  # no other is decoded
     # Row by row it takes 50 times as long.
-    values = itertools.chain.from_iterable(batch[top] for batch in rows.iter(10_000))
+    batches = rows.iter(rows_at_once(rows))
+    values = itertools.chain.from_iterable(batch[top] for batch in batches)
     places = ((f"{name}, row {n}", {top: value}) for n, value in enumerate(values))
     yield from number_documents(read_column(places, column), separator == "blank_line")
 
@@ -1825,12 +1831,17 @@ def read_column(rows, column):
         rows: yields (place, dict of the row or the InputError of a faulty one).
         column: which of its values is the text; None is an empty one.
     """
-    while batch := list(itertools.islice(rows, 10_000)):
-        texts, ends = [], []
-        for place, row in batch:
-            paragraphs = split_row(row, column)
-            texts += [text_of(part, column, place, NAME_THE_COLUMN) for part in paragraphs]
-            ends += [False] * (len(paragraphs) - 1) + [True]
+    texts, ends, size = [], [], 0
+    for place, row in rows:
+        paragraphs = [text_of(part, column, place, NAME_THE_COLUMN)
+                      for part in split_row(row, column)]
+        texts += paragraphs
+        ends += [False] * (len(paragraphs) - 1) + [True]
+        size += sum(map(len, paragraphs))
+        if size > 1 << 21 or len(ends) == 10_000:  # a row can be a book
+            yield pa.array(texts, pa.large_string()), np.array(ends)
+            texts, ends, size = [], [], 0
+    if ends:
         yield pa.array(texts, pa.large_string()), np.array(ends)
 
 
@@ -2079,13 +2090,8 @@ def is_overwritten(args):
     return args.overwrite_cache and int(os.environ.get("RANK", 0)) == 0
 
 
-def rows_at_once(rows):
-    """Count the rows of a Dataset that make about 2 MB."""
-    return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
-
-
-def tokenize_source(source, tokenizer, args, say, joined=False):
-    """Turn the text of a Source into token ids, kept in the cache by content.
+def tokenize_source(source, tokenizer, args, say, joined=False, cuts=None):
+    """Turn the text of a Source into token ids, or what is cut of them, kept in the cache by content.
 
     Args:
         source: where the text comes from.
@@ -2093,25 +2099,33 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
         args: Namespace of the flags.
         say: called with lines for the user, on what the text is like.
         joined: texts of a document follow each other in an example.
+        cuts: dict of a name to a function that takes the ids, as below, and the path of a file, and
+            puts into that what it makes of them; the name is another for all else that it makes.
+            Only this is kept then.
 
     Returns:
-        Dataset of `ids` (lists of uint16, or int32 where there are more; without special tokens)
-        and `document`, a row for each text, in the Arrow format. Its fingerprint tells apart other
-        contents and tokenizers.
+        dict of "ids" to a Dataset of `ids` (lists of uint16, or int32 where there are more; without
+        special tokens) and `document`, a row for each text, or of the names of cuts to what is kept
+        for them; in the Arrow format. Fingerprints tell apart other contents and tokenizers.
     """
     if tokenizer.is_fast:
         settings = describe_tokenizer(tokenizer)
     else:
         settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
-    key = hash_of(source.key, joined, settings)
+    cuts = cuts or {}
+    key = hash_of(source.key, joined, settings, *cuts)
     cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
     folder = cache / f"text_{VERSION}" / key
     if is_overwritten(args) or not folder.exists():
         aside = Path(f"{folder}.{os.urandom(4).hex()}.tmp")
         aside.mkdir(parents=True)
         try:
-            tokenize_into(aside, source, tokenizer, args, say, joined)
-            (aside / "text.tmp").unlink()  # of the text, no copy is left behind
+            tokens = tokenize_into(aside, source, tokenizer, args, say, joined)
+            for name, cut in cuts.items():
+                cut(tokens, str(aside / f"{name}.arrow"))
+            # Nothing is kept but what is read: neither the text nor, where they are cut, the ids.
+            for path in (aside / "text.tmp", *(aside.glob("ids*.arrow") if cuts else ())):
+                path.unlink()
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
         finally:
@@ -2121,16 +2135,19 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
                 f"rm {cache}/[cet]*-*")
     for line in (folder / "about.txt").read_text(encoding="utf-8").splitlines():
         say(line)
-    files = sorted(map(str, folder.glob("ids*.arrow")))
-    tokens = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
-    tokens._fingerprint = key
-    return tokens.with_format("arrow")
+    kept = {}
+    for name in cuts or ["ids"]:
+        files = sorted(map(str, folder.glob(f"{name}*.arrow")))
+        kept[name] = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
+        kept[name]._fingerprint = hash_of(key, name)
+        kept[name].set_format("arrow")
+    return kept
 
 
 def tokenize_into(folder, source, tokenizer, args, say, joined):
     """Put the text of a Source into a folder: as text.tmp, as ids*.arrow, and what is said of it.
 
-    Arguments as of tokenize_source.
+    Arguments as of tokenize_source. Returns the ids, as that does.
     """
     path = folder / "text.tmp"
     write_texts(source, path, joined)
@@ -2151,6 +2168,7 @@ def tokenize_into(folder, source, tokenizer, args, say, joined):
     lines = []
     describe_texts(first, ids, tokenizer.unk_token_id, lines.append)
     (folder / "about.txt").write_text("\n".join(lines), encoding="utf-8")
+    return tokens
 
 
 def describe_texts(texts, ids, unknown_id, say):

@@ -291,7 +291,8 @@ def other_kinds():
         "HTML": [b"<!DOCTYPE html>\n<p>one</p>", b"\n<html lang=de>", b"\xef\xbb\xbf<?xml version='1.0'?>"],
         "PDF": [b"%PDF-1.7\n%\xe2\xe3"],
         "tar": [archive.getvalue()],
-        "Office": [zipped(b"one", "[Content_Types].xml", "xl/workbook.xml"), zipped(b"one", "mimetype"), b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100)],
+        "Office": [zipped(b"one", name) for name in ("[Content_Types].xml", "mimetype")]
+        + [b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100)],
         "image": [b"\x89PNG\r\n\x1a\n" + bytes(9), b"\xff\xd8\xff\xe0" + bytes(9), b"GIF89a" + bytes(9)],
         "SQLite": [sqlite],
         "Git LFS": [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"],

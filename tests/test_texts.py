@@ -6,12 +6,14 @@ from argparse import Namespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict, config
 
 from utils.errors import InputError
 from utils.pairs import split_sentences
 from utils.splits import load_splits
+from utils.tables import read_table
 from utils.texts import Source, find_sources, number_documents, read_column, read_dataset, write_texts
 
 
@@ -251,6 +253,16 @@ def test_a_list_is_the_paragraphs_of_one_document_and_a_dotted_column_is_looked_
     [(texts, documents)] = batches
     assert texts.to_pylist() == ["a", "b", "c", "d", "e"]
     assert documents.tolist() == [0, 0, 1, 4, 4]
+
+
+def test_rows_as_long_as_books_are_read_a_few_at_once(tmp_path):
+    books = [f"{n} " * 600_000 for n in range(8)]
+    pa.parquet.write_table(pa.table({"text": books * 10}), tmp_path / "books.parquet")
+    rows = read_table(str(tmp_path / "books.parquet"), "Parquet", ["text"], "utf-8", print)
+    sizes = [len(texts) for texts, _ in read_column(rows, "text")]
+    assert sum(sizes) == 80 and max(sizes) <= 2
+    data = Dataset.from_dict({"text": books})
+    assert max(len(texts) for texts, _ in read_dataset(data, "text", "auto", "books")) <= 2
 
 
 def test_a_column_whose_name_has_a_dot_comes_before_a_path():

@@ -10,6 +10,7 @@ import shutil
 import sys
 import types
 from argparse import Namespace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -331,7 +332,7 @@ def settings(num_proc=None, overwrite=False):
 
 def tokenized(source, tokenizer, num_proc=None, overwrite=False):
     """Rows of tokenize_source, each (ids, document), and the fingerprint of the content."""
-    tokens = tokenize_source(source, tokenizer, settings(num_proc, overwrite), lambda line: None)
+    tokens = tokenize_source(source, tokenizer, settings(num_proc, overwrite), lambda line: None)["ids"]
     assert {*tokens.column_names} == {"ids", "document"}
     assert tokens.data.schema.field("ids").type.value_type == pa.uint16()
     ids = [row.tolist() for row in tokens.with_format("numpy")["ids"]]
@@ -429,7 +430,7 @@ def test_two_processes_make_the_same_rows_in_the_same_order(folder, tokenizer, p
     assert rows == expected_of(tokenizer, texts, numbers)
     files = kept()
     assert tokenized(source, tokenizer, num_proc=2)[0] == rows and len(reads) == 1 and kept() == files
-    tokens = tokenize_source(source, tokenizer, settings(num_proc=2), lambda line: None)
+    tokens = tokenize_source(source, tokenizer, settings(num_proc=2), lambda line: None)["ids"]
     assert len(tokens.data["ids"].chunks) > 1  # a file of each process, out of which sentences are found
     documents = Documents(tokens)
     expected = [[ids for ids, number in rows if number == n] for n in range(33)]  # the 34th has two
@@ -555,6 +556,23 @@ def test_the_cache_holds_less_than_the_text_and_no_copy_of_it(folder, own, prose
     assert tokenized(from_file("a.txt"), tokenizer, num_proc)[0] == rows and kept() == files
 
 
+def test_of_what_is_cut_only_the_examples_are_kept(folder, tokenizer):
+    source, reads = source_of((MORE, NUMBERS))
+
+    def cut(tokens, path, size):
+        tokens.map(lambda table: table.slice(0, size), batched=True, cache_file_name=path)
+
+    cuts = {name: partial(cut, size=size) for name, size in (("two", 2), ("one", 1))}
+    tokens = tokenized(source_of((MORE, NUMBERS))[0], tokenizer)[0]
+    for _ in range(2):
+        found = tokenize_source(source, tokenizer, settings(), lambda line: None, cuts=cuts)
+        assert {name: len(rows) for name, rows in found.items()} == {"two": 2, "one": 1}
+        assert found["two"][:]["ids"].to_pylist() == [ids for ids, _ in tokens[:2]]
+    assert len(reads) == 1 and found["one"]._fingerprint != found["two"]._fingerprint
+    of_cuts = [{path.name for path in folder.iterdir()} for folder in {path.parent for path in kept()}]
+    assert {"about.txt", "one.arrow", "two.arrow"} in of_cuts and len(of_cuts) == 2
+
+
 def test_what_fails_leaves_nothing_in_the_cache(folder, tokenizer, monkeypatch):
     source, _ = source_of((MORE, NUMBERS))
     monkeypatch.setitem(ENCODERS, "nanotoken", None)
@@ -587,7 +605,7 @@ def test_what_an_older_version_left_in_the_cache_is_named_with_what_removes_it(f
 @pytest.mark.parametrize(("highest", "kind"), [(65_535, pa.uint16()), (65_536, pa.int32())])
 def test_ids_take_two_bytes_where_the_vocabulary_allows(folder, highest, kind):
     tokenizer = listed({"<unk>": 0, "a": 7, "b": highest})
-    tokens = tokenize_source(source_of((["ab"], [0]))[0], tokenizer, settings(), lambda line: None)
+    tokens = tokenize_source(source_of((["ab"], [0]))[0], tokenizer, settings(), lambda line: None)["ids"]
     assert tokens.data.schema.field("ids").type.value_type == kind
     assert tokens.data["ids"].to_pylist() == [[7, highest]]
 

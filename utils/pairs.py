@@ -283,7 +283,7 @@ def prepare_data(args, tokenizer, splits, say, joined=False):
     for split, (source, part) in choose_parts(sources, args, splits).items():
         source = source if args.sentence_per_line else split_sentences(source, args.language)
         if source.key not in tokenized:
-            tokenized[source.key] = tokenize_source(source, tokenizer, args, say, joined)
+            tokenized[source.key] = tokenize_source(source, tokenizer, args, say, joined)["ids"]
         tokens = tokenized[source.key]
         documents = Documents(tokens, part, args.sentences_per_document)
         check_documents(documents, f"{source.name}: its {split} part", part[0] != "all",

@@ -161,7 +161,7 @@ def read_parquet(path, columns):
         if not names:
             yield f"{path}, row 1", dict.fromkeys(table.schema_arrow.names)
             return
-        for batch in table.iter_batches(1_000, columns=names):
+        for batch in table.iter_batches(50, columns=names):  # a row can be a book
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row

@@ -114,13 +114,19 @@ def read_files(paths, kinds, column, separator="auto", encoding="utf-8", say=pri
             yield texts, documents + (number << 40)  # those of the next file are others
 
 
+def rows_at_once(rows):
+    """Count the rows of a Dataset that make about 2 MB."""
+    return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
+
+
 def read_dataset(rows, column, separator, name):
     """Read the texts of a Dataset as those of a Source. InputError where it lacks the column."""
     top = column if column in rows.column_names else column.partition(".")[0]
     with blame(name, NAME_THE_COLUMN):
         rows = rows.select_columns(top)  # no other is decoded
     # Row by row it takes 50 times as long.
-    values = itertools.chain.from_iterable(batch[top] for batch in rows.iter(10_000))
+    batches = rows.iter(rows_at_once(rows))
+    values = itertools.chain.from_iterable(batch[top] for batch in batches)
     places = ((f"{name}, row {n}", {top: value}) for n, value in enumerate(values))
     yield from number_documents(read_column(places, column), separator == "blank_line")
 
@@ -173,12 +179,17 @@ def read_column(rows, column):
         rows: yields (place, dict of the row or the InputError of a faulty one).
         column: which of its values is the text; None is an empty one.
     """
-    while batch := list(itertools.islice(rows, 10_000)):
-        texts, ends = [], []
-        for place, row in batch:
-            paragraphs = split_row(row, column)
-            texts += [text_of(part, column, place, NAME_THE_COLUMN) for part in paragraphs]
-            ends += [False] * (len(paragraphs) - 1) + [True]
+    texts, ends, size = [], [], 0
+    for place, row in rows:
+        paragraphs = [text_of(part, column, place, NAME_THE_COLUMN)
+                      for part in split_row(row, column)]
+        texts += paragraphs
+        ends += [False] * (len(paragraphs) - 1) + [True]
+        size += sum(map(len, paragraphs))
+        if size > 1 << 21 or len(ends) == 10_000:  # a row can be a book
+            yield pa.array(texts, pa.large_string()), np.array(ends)
+            texts, ends, size = [], [], 0
+    if ends:
         yield pa.array(texts, pa.large_string()), np.array(ends)
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from utils.models import count_ids
 from utils.signals import InterruptEnds, ignore_interrupts
-from utils.texts import WITHOUT_BLANKS, write_texts
+from utils.texts import WITHOUT_BLANKS, rows_at_once, write_texts
 
 VERSION = 2  # of how text is read and cut: what another one made of it is not taken for the same
 IDS = pa.large_list(pa.int32())
@@ -158,13 +158,8 @@ def is_overwritten(args):
     return args.overwrite_cache and int(os.environ.get("RANK", 0)) == 0
 
 
-def rows_at_once(rows):
-    """Count the rows of a Dataset that make about 2 MB."""
-    return max(1, 2_000_000 * len(rows) // max(1, rows.data.nbytes))
-
-
-def tokenize_source(source, tokenizer, args, say, joined=False):
-    """Turn the text of a Source into token ids, kept in the cache by content.
+def tokenize_source(source, tokenizer, args, say, joined=False, cuts=None):
+    """Turn the text of a Source into token ids, or what is cut of them, kept in the cache by content.
 
     Args:
         source: where the text comes from.
@@ -172,25 +167,33 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
         args: Namespace of the flags.
         say: called with lines for the user, on what the text is like.
         joined: texts of a document follow each other in an example.
+        cuts: dict of a name to a function that takes the ids, as below, and the path of a file, and
+            puts into that what it makes of them; the name is another for all else that it makes.
+            Only this is kept then.
 
     Returns:
-        Dataset of `ids` (lists of uint16, or int32 where there are more; without special tokens)
-        and `document`, a row for each text, in the Arrow format. Its fingerprint tells apart other
-        contents and tokenizers.
+        dict of "ids" to a Dataset of `ids` (lists of uint16, or int32 where there are more; without
+        special tokens) and `document`, a row for each text, or of the names of cuts to what is kept
+        for them; in the Arrow format. Fingerprints tell apart other contents and tokenizers.
     """
     if tokenizer.is_fast:
         settings = describe_tokenizer(tokenizer)
     else:
         settings = repr(tokenizer), tokenizer.init_kwargs, tokenizer.get_vocab()
-    key = hash_of(source.key, joined, settings)
+    cuts = cuts or {}
+    key = hash_of(source.key, joined, settings, *cuts)
     cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
     folder = cache / f"text_{VERSION}" / key
     if is_overwritten(args) or not folder.exists():
         aside = Path(f"{folder}.{os.urandom(4).hex()}.tmp")
         aside.mkdir(parents=True)
         try:
-            tokenize_into(aside, source, tokenizer, args, say, joined)
-            (aside / "text.tmp").unlink()  # of the text, no copy is left behind
+            tokens = tokenize_into(aside, source, tokenizer, args, say, joined)
+            for name, cut in cuts.items():
+                cut(tokens, str(aside / f"{name}.arrow"))
+            # Nothing is kept but what is read: neither the text nor, where they are cut, the ids.
+            for path in (aside / "text.tmp", *(aside.glob("ids*.arrow") if cuts else ())):
+                path.unlink()
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
         finally:
@@ -200,16 +203,19 @@ def tokenize_source(source, tokenizer, args, say, joined=False):
                 f"rm {cache}/[cet]*-*")
     for line in (folder / "about.txt").read_text(encoding="utf-8").splitlines():
         say(line)
-    files = sorted(map(str, folder.glob("ids*.arrow")))
-    tokens = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
-    tokens._fingerprint = key
-    return tokens.with_format("arrow")
+    kept = {}
+    for name in cuts or ["ids"]:
+        files = sorted(map(str, folder.glob(f"{name}*.arrow")))
+        kept[name] = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
+        kept[name]._fingerprint = hash_of(key, name)
+        kept[name].set_format("arrow")
+    return kept
 
 
 def tokenize_into(folder, source, tokenizer, args, say, joined):
     """Put the text of a Source into a folder: as text.tmp, as ids*.arrow, and what is said of it.
 
-    Arguments as of tokenize_source.
+    Arguments as of tokenize_source. Returns the ids, as that does.
     """
     path = folder / "text.tmp"
     write_texts(source, path, joined)
@@ -230,6 +236,7 @@ def tokenize_into(folder, source, tokenizer, args, say, joined):
     lines = []
     describe_texts(first, ids, tokenizer.unk_token_id, lines.append)
     (folder / "about.txt").write_text("\n".join(lines), encoding="utf-8")
+    return tokens
 
 
 def describe_texts(texts, ids, unknown_id, say):
