@@ -1435,8 +1435,9 @@ NO_TEXT = {  # what is no text
                                "folder of the data set with --dataset_name.",
     rb"\x80[\2-\5]|\([dlt]p0\n|ccopy_reg\n": "a pickle, which could run code when it is read. Save "
                                             "what is in it as JSON lines.",
-    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)": "HTML or XML. Take the text out of it.",
-    rb"%PDF-": "a PDF document. Take the text out of it.",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!|\?xml|(html|head|body|mediawiki|doc|tei|text)[\s>]|[\w:-]+ xmlns)":
+        "HTML or XML. Take the text out of it; wikiextractor writes text with --json.",
+    rb"%PDF-|%!PS|\{\\rtf": "a PDF, PostScript or RTF document. Take the text out of it.",
     rb"\xd0\xcf\x11\xe0": "an Excel workbook, or a document of another old Office program. Save it "
                           "as CSV, or as text.",
     rb"(?s)\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP": "an image. Give text.",
@@ -1466,9 +1467,9 @@ def find_files(patterns, flag):
     for pattern in patterns:
         # A file may have that very name, with the signs of a glob in it.
         paths = glob.glob(glob.escape(pattern)) or sorted(glob.glob(pattern, recursive=True))
-        paths = [path for path in paths if not os.path.isdir(path)]
+        paths = [path for path in paths if os.path.isfile(path)]  # pipes can be read but once
         if not paths:
-            fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
+            fault = ("this is a folder, or a pipe, expected a file" if os.path.exists(pattern)
                      else "there is no such file")
             raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, "
                              "or a glob like *.txt")
@@ -1495,7 +1496,8 @@ def unpack(file, path):
     packed = opener and opener(file)
     if not isinstance(packed, zipfile.ZipFile):
         return packed
-    names = [name for name in packed.namelist() if not re.search("^__MACOSX/|/$", name)]
+    # Neither folders nor what macOS adds.
+    names = [name for name in packed.namelist() if not re.search(r"(^|/)\.[^/]*$|/$", name)]
     if len(names) == 1:
         return packed.open(names[0])
     kind, advice = "a zip archive", "Unpack it, and give its files."
@@ -1536,12 +1538,20 @@ def read_chunks(path, encoding="utf-8"):
         if kind:
             raise InputError(f"{path}: this is {kind}")
         encoding = look_up(file.peek(), MARKS) or encoding
+        if codecs.lookup(encoding).name in ("utf-16", "utf-32"):
+            raise InputError(f"{path}: it has no byte order mark, which {encoding} needs. Give "
+                             f"--file_encoding {encoding}-le, or {encoding}-be.")
         decoder = codecs.getincrementaldecoder(encoding)()
         while True:
             with blame(f"{path}: cannot be read", DAMAGED):
                 # In UTF-16 a line end may be torn: the decoder keeps what is half a character.
                 raw = file.read(1 << 22) + file.readline()
             is_last = not raw.endswith(b"\n")
+            if number == 1 and not encoding.startswith("utf") and not raw.isascii():
+                with suppress(UnicodeDecodeError):
+                    raw.decode()
+                    raise InputError(f"{path}: this is UTF-8, not {encoding}. Give it without "
+                                     "--file_encoding, or convert the files that are not UTF-8.")
             try:
                 text = rest + decoder.decode(raw, is_last)
             except UnicodeDecodeError as error:
@@ -1579,14 +1589,20 @@ def explain_byte(path, number, before, encoding, raw):
     read = before.encode(encoding)
     begin = len(read) - len(start) & -2  # even, so that UTF-16 is not torn
     sample = (read + raw)[begin : begin + (1 << 16)]
-    fits = [(0, "")]
+    fits = [(0, "", "")]
     for name, words in WORDS.items():
         with suppress(UnicodeDecodeError):
-            if "\0" not in codecs.getincrementaldecoder(name)().decode(sample):
-                fits.append((sum(map(len, re.findall(words, sample))), name))
-    size, name = max(fits)
-    advice = f"It looks like {name}: give --file_encoding {name}"
-    if not size:
+            text = codecs.getincrementaldecoder(name)().decode(sample)
+            if "\0" not in text:
+                fits.append((sum(map(len, re.findall(words, sample))), name, text))
+    size, name, text = max(fits)
+    if encoding == "utf-8" and len(re.findall(r"[^\0-\x7f]", before)) > 9:  # hardly by chance
+        advice = "What stands before it is UTF-8: was the file cut off or damaged there?"
+    elif size:
+        shown = text.lstrip("\n").partition("\n")[0][max(0, len(start) - 20) :]
+        advice = (f"As {name} it would be {shown[:40]!r}: if that is right, give --file_encoding "
+                  f"{name}, else the encoding that it has.")
+    else:
         advice = "If it is text, name its encoding with --file_encoding."
     return InputError(f"{path}, line {number + len(lines) - 1}: byte {len(start) + 1} of the line "
                       f"(0x{raw[0]:02x}) is not {encoding.upper()} text. {advice}")
@@ -1670,14 +1686,13 @@ def find_kind(path, columns, encoding, say):
     with open_bytes(path) as file:
         is_parquet = re.match(PARQUET, file.peek())
     text = "" if is_parquet else first_piece(path, encoding)
-    separator, header, lines = find_header(text, columns)
+    _, header = find_header(text, columns)
     if is_parquet:
         kind = "Parquet"
-    elif re.match(r'\[?\s*\{\s*("[^"]{0,200}"\s*:|\})', text.lstrip()):
+    elif re.match(r'\[?\s*\{\s*("[^"]{0,200}"\s*:|\})|\[\s*"[^"]{0,200}"\s*[],]', text.lstrip()):
         kind = "JSON"
     elif expected not in ("CSV", "TSV") and len(header) > 1 and not {*columns}.isdisjoint(header):
-        _, faults = measure(csv.reader(lines, delimiter=separator), len(header))
-        kind = "CSV" if faults < 2 else kind  # the last row may be cut off
+        kind = "CSV"
     if kind != expected:
         say(f"{path}: read as {kind}, which it holds, whatever its name says")
     return kind
@@ -1697,18 +1712,17 @@ def find_header(text, columns, separators=",;\t"):
         separators: what may part columns, the likely one first.
 
     Returns:
-        (separator, names of the columns, up to 20 lines behind the header).
+        (separator, names of the columns).
     """
     said = re.match(r'\s*"?sep=([^\w"])"?\s*\n', text)
     if said:
         separators, text = said[1], text[said.end() :]
-    lines = text[: 1 << 16].replace("\r", "").split("\n")[:20]
-    lines = [line for line in lines if line.strip()]
-    headers = {separator: next(csv.reader(lines[:1], delimiter=separator), [])
+    line = text[: 1 << 16].lstrip("\r\n").partition("\n")[0]
+    headers = {separator: next(csv.reader([line], delimiter=separator), [])
                for separator in separators}
     best = max(headers, key=lambda separator: (not {*columns}.isdisjoint(headers[separator]),
                                                len(headers[separator])))
-    return best, headers[best], lines[1:]
+    return best, headers[best]
 
 
 def measure(rows, width):
@@ -1743,7 +1757,7 @@ def read_csv(path, columns, encoding, say):
     """
     csv.field_size_limit(1 << 26)
     separators = "\t,;" if ending_of(path) == ".tsv" else ",;\t"
-    separator, header, _ = find_header(first_piece(path, encoding), columns, separators)
+    separator, header = find_header(first_piece(path, encoding), columns, separators)
 
     def parse(quoting):
         lines = (f"{line}\n" for _, batch in read_lines(path, encoding) for line in batch)
@@ -1753,7 +1767,8 @@ def read_csv(path, columns, encoding, say):
     spanning, faults = measure(parse(quoting), width)
     # Of one column, any line is a whole row, which proves nothing.
     may_be_torn = spanning == math.inf or (spanning and width > 1)
-    if may_be_torn and measure(parse(csv.QUOTE_NONE), width) <= (0, faults):
+    is_quoted = '"' in "".join(next(parse(csv.QUOTE_NONE), []))  # the header itself
+    if may_be_torn and not is_quoted and measure(parse(csv.QUOTE_NONE), width) <= (0, faults):
         quoting = csv.QUOTE_NONE
         say(f"{path}: quotes are read as plain characters: without them each line is a row")
     elif 0 < spanning < math.inf:
@@ -1778,21 +1793,22 @@ def read_csv(path, columns, encoding, say):
             yield place, values
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check "
-                         "the quotes.") from None
+                         "the quotes, and line ends within values.") from None
 
 
 def read_parquet(path, columns):
     """Read the wanted columns of a Parquet file: yields (place, dict of the row).
 
-    Of a dotted name, its first part is read. Where it has none of them, the only row has all names,
-    without values. InputError where the file is damaged.
+    Where it has none of them, the only row has all names, without values. InputError where the file
+    is damaged.
     """
-    wanted = {*columns, *(name.partition(".")[0] for name in columns)}
     number = 0
     with (open_bytes(path) as file, blame(f"{path}: cannot be read as Parquet", DAMAGED)):
         # What zstd packed can only be read from its beginning.
         table = pa.parquet.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))
-        names = [name for name in table.schema_arrow.names if name in wanted]
+        found = {*table.schema_arrow.names}
+        # Of a dotted name, no other part is read.
+        names = [name for name in columns if {name, name.partition(".")[0]} & found]
         if not names:
             yield f"{path}, row 1", dict.fromkeys(table.schema_arrow.names)
             return
@@ -1884,6 +1900,7 @@ def choose_parts(sources, args, splits=("train", "validation", "test")):
 # with their punctuation; by rows of 64.
 WITHOUT_BLANKS = ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31c0-\u9fff\uf900-\ufaff"
                   "\uff00-\uffbf\U00020000-\U0003ffff]")
+MARKS_BETWEEN = "[“”‘’…—·]"  # beside one of them, they belong to it
 NAME_THE_COLUMN = "Name the column that holds the text with --text_column_name."
 
 
@@ -1930,12 +1947,15 @@ def find_sources(args, splits, say=print):
             paths = find_files(patterns, f"--{split}_file")
             more = f" and {len(paths) - 1} more files" if paths[1:] else ""
             kinds = [find_kind(path, [column], encoding, say) for path in paths]
+            if column != "text" and {*kinds} == {"text"}:
+                raise InputError(f"--text_column_name {column}: {paths[0]} is read as plain text, "
+                                 "which has no columns. Give a table with that column, or leave the "
+                                 "flag out.")
             hashes = [*map(hash_file, paths)]
             for path, content in zip(paths, hashes, strict=True):
-                other, where = seen.setdefault(content, (split, path))
-                if other != split:
-                    say(f"  Careful:  {path} of --{split}_file has the same content as {where} of "
-                        f"--{other}_file: scores on it say little")
+                other = seen.setdefault(content, f"--{split}_file {path}")
+                if content in seen and other != f"--{split}_file {path}":
+                    say(f"  Careful:  --{split}_file {path} has the same content as {other}")
             key = f"{kinds} {hashes} {how}"
             sources[split] = Source(os.path.basename(paths[0]) + more, key,
                                     partial(read_files, paths, kinds, *how, say))
@@ -1982,14 +2002,16 @@ def rows_at_once(rows):
 
 def read_dataset(rows, column, separator, name):
     """Read the texts of a Dataset as those of a Source. InputError where it lacks the column."""
-    top = column if column in rows.column_names else column.partition(".")[0]
+    is_text = rows.info.builder_name == "text"  # a folder of it: a row is a line
     with blame(name, NAME_THE_COLUMN):
-        rows = rows.select_columns(top)  # no other is decoded
+        # No other is decoded.
+        rows = (rows if column in rows.column_names else rows.flatten()).select_columns(column)
     # Row by row it takes 50 times as long.
     batches = rows.iter(rows_at_once(rows))
-    values = itertools.chain.from_iterable(batch[top] for batch in batches)
-    places = ((f"{name}, row {n}", {top: value}) for n, value in enumerate(values))
-    yield from number_documents(read_column(places, column), separator == "blank_line")
+    values = itertools.chain.from_iterable(batch[column] for batch in batches)
+    places = ((f"{name}, row {n}", {column: value}) for n, value in enumerate(values))
+    separated = separator == "blank_line" or (separator == "auto" and is_text)
+    yield from number_documents(read_column(places, column), separated)
 
 
 def number_documents(batches, separated):
@@ -2087,10 +2109,10 @@ def text_of(row, column, place, advice):
     if not isinstance(text, str | None):
         raise InputError(f"{place}: expected text in column {column!r}; found {str(text)[:40]!r}; "
                          f"the columns are {', '.join(map(str, row))}. {advice}")
-    if re.search("[\ud800-\udfff]", text or ""):
-        raise InputError(f"{place}: expected text in column {column!r}; found half a character (a "
-                         f"lone surrogate, such as a cut-off emoji leaves) in {text[:60]!r}. Take "
-                         "it out.")
+    if re.search("[\0\ud800-\udfff]", text or ""):
+        raise InputError(f"{place}: expected text in column {column!r}; found a NUL, or half a "
+                         f"character (a lone surrogate, such as a cut-off emoji leaves) in "
+                         f"{text[:60]!r}. Take it out.")
     return (text or "").strip()
 
 
@@ -2120,16 +2142,19 @@ def put_blanks(texts, documents, last):
     """
     before = pa.concat_arrays([pa.array([last[0]], texts.type), texts[:-1]])
     follows = documents == np.concatenate([[last[1]], documents[:-1]])
-
-    def is_unparted(characters):
-        found = pa.compute.match_substring_regex(characters, WITHOUT_BLANKS)
-        return found.to_numpy(zero_copy_only=False)
-
-    glued = is_unparted(pa.compute.utf8_slice_codeunits(texts, 0, 1))
+    blank, nothing = pa.scalar(" ", texts.type), pa.scalar("", texts.type)
+    starts = pa.compute.utf8_slice_codeunits(texts, 0, 1)
+    glued = pa.compute.match_substring_regex(starts, f"{WITHOUT_BLANKS}|{MARKS_BETWEEN}")
+    glued = glued.to_numpy(zero_copy_only=False)
     # Only where it matters: the last character of a long text takes long to find.
-    glued[glued] = is_unparted(pa.compute.utf8_slice_codeunits(before.filter(pa.array(glued)), -1))
-    blanks = pa.array(np.where(follows & ~glued, " ", ""), texts.type)
-    return pa.compute.binary_join_element_wise(blanks, texts, pa.scalar("", texts.type))
+    edges = [side.filter(pa.array(glued)) for side in (before, starts)]
+    edges[0] = pa.compute.utf8_slice_codeunits(edges[0], -1)
+    both = pa.compute.binary_join_element_wise(*edges, nothing)
+    pattern = f"{WITHOUT_BLANKS}({WITHOUT_BLANKS}|{MARKS_BETWEEN})|{MARKS_BETWEEN}{WITHOUT_BLANKS}"
+    found = pa.compute.match_substring_regex(both, pattern)
+    glued[glued] = found.to_numpy(zero_copy_only=False)
+    blanks = pa.compute.if_else(pa.array(follows & ~glued), blank, nothing)
+    return pa.compute.binary_join_element_wise(blanks, texts, nothing)
 
 
 def write_texts(source, path, joined=False):

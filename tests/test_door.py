@@ -8,6 +8,7 @@ import json
 import lzma
 import pickle
 import random
+import re
 import sqlite3
 import tarfile
 import time
@@ -17,6 +18,7 @@ from argparse import Namespace
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from datasets import Dataset
 
 import run_ner
 import run_qa
@@ -24,7 +26,7 @@ from utils.arguments import encoding as check_encoding
 from utils.errors import InputError
 from utils.reading import read_json, read_lines
 from utils.tables import find_kind, read_table
-from utils.texts import find_sources, read_files
+from utils.texts import find_sources, read_dataset, read_files
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +65,7 @@ def zipped(content, *more, name="inner"):
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.mkdir("folder")
         archive.writestr("__MACOSX/._inner", b"of a Mac")
+        archive.writestr("folder/.DS_Store", b"of a Mac")
         archive.writestr(f"folder/{name}", content)
         for other in more:
             archive.writestr(other, b"more")
@@ -178,13 +181,37 @@ SAMPLES = {
 def test_the_message_proposes_the_encoding_that_fits_and_it_does(encoding, before):
     text = before + SAMPLES[encoding]
     path = write("a.txt", text.encode(encoding))
-    assert refusal(path).endswith(f"give --file_encoding {encoding}")
+    message = refusal(path)
+    assert f"if that is right, give --file_encoding {encoding}, else" in message
+    shown = re.search(f"As {encoding} it would be '(.+)': if", message)[1]
+    assert shown in text and len(shown) >= 8
     assert texts_of(path, encoding=encoding)[0] == text.replace("\n\n", "\n").strip().split("\n")
+
+
+def test_one_damaged_character_makes_no_other_encoding_of_utf_8():
+    text = "Die Größe der Straße überrascht.\n" * 9
+    for damaged in (text.encode() + "ß".encode()[:1], text.encode() + b"\x92 and on\n"):
+        message = refusal(write("a.txt", damaged))
+        assert "line 10" in message and "UTF-8: was the file cut off or damaged there?" in message
+        assert "--file_encoding" not in message
+
+
+def test_a_file_in_utf_8_is_not_read_in_another_encoding():
+    write("a.txt", "Ein naïver Müller\n")
+    assert "this is UTF-8, not cp1252" in refusal("a.txt", encoding="cp1252")
+    assert texts_of(write("a.txt", "plain\n"), encoding="cp1252")[0] == ["plain"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_an_encoding_that_needs_a_mark_asks_for_it(encoding):
+    message = refusal(write("a.txt", "one\n".encode(f"{encoding}-le")), encoding=encoding)
+    assert "no byte order mark" in message and f"--file_encoding {encoding}-le" in message
+    assert texts_of(write("a.txt", "one\n".encode(encoding)), encoding=encoding)[0] == ["one"]
 
 
 def test_a_nul_is_refused_where_it_stands():
     message = refusal(write("a.txt", "one\ntwo\0three and more words, é\n"))
-    assert message.startswith("a.txt, line 2: byte 4 of the line (0x00)") and "looks like" not in message
+    assert message.startswith("a.txt, line 2: byte 4 of the line (0x00)") and "it would be" not in message
     late = refusal(write("b.txt", "one\n" * 1_200_000 + "\0"))
     assert late.startswith("b.txt, line 1200001: byte 1 ")
 
@@ -261,9 +288,9 @@ def test_a_table_is_read_by_what_it_holds_under_any_name_and_a_wrong_one_is_said
 @pytest.mark.parametrize("content", [
     "text\nis the first word here\n",  # in one column, a header is a line like others
     "The text, as they say\nis not a table\nof any kind\n",
-    "id,text\n\nHere a story begins.\nIt has no columns at all.\nBut lines.\n",
-    "[1] A reference\n[2] Another\n", "{{Infobox}}\nof a town\n", "PAR1 of the course\nis easy\n", "BZh, he said\n",
-    "<doc id=1>\na page\n</doc>\n", '"One," she said, "text"\nand two,\nand three\n',
+    "[1] A reference\n[2] Another\n",
+    '["No," he said\n"Yes"]\n', "{{Infobox}}\nof a town\n", "PAR1 of the course\nis easy\n", "BZh, he said\n",
+    "<3 is a heart\n", "<em>Yes</em>, he said\n", '"One," she said, "text"\nand two,\nand three\n',
 ])  # fmt: skip
 def test_prose_that_begins_like_another_kind_is_text(content):
     lines = [line for line in content.split("\n") if line]
@@ -288,8 +315,11 @@ def other_kinds():
     return {
         "Arrow": [arrow.getvalue().to_pybytes(), stream.getvalue().to_pybytes()],
         "pickle": [pickle.dumps(ROWS, protocol) for protocol in (0, 2, 3, 4, 5)],
-        "HTML": [b"<!DOCTYPE html>\n<p>one</p>", b"\n<html lang=de>", b"\xef\xbb\xbf<?xml version='1.0'?>"],
-        "PDF": [b"%PDF-1.7\n%\xe2\xe3"],
+        "HTML or XML": [
+            b'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">', b'<doc id="12" url="a">\nOne\n</doc>',
+            b"<TEI xmlns='a'>", b"<head><title>One", b"<!-- saved -->\n<!DOCTYPE html>", b"<tmx:a xmlns:tmx=''>",
+            b"<!DOCTYPE html>\n<p>one</p>", b"\n<html lang=de>", b"\xef\xbb\xbf<?xml version='1.0'?>"],
+        "PDF": [b"%PDF-1.7\n%\xe2\xe3", b"%!PS-Adobe-3.0\n", rb"{\rtf1\ansi One}"],
         "tar": [archive.getvalue()],
         "Office": [zipped(b"one", name) for name in ("[Content_Types].xml", "mimetype")]
         + [b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100)],
@@ -362,6 +392,26 @@ def test_a_quoted_value_that_spans_lines_is_read_and_said(content):
     assert said == ["a.csv: rows that span lines, by a quoted value: 1"]
 
 
+def test_a_bad_quote_below_a_quoted_header_is_named():
+    message = refusal(write("a.csv", '"id","text"\n"1","he said "no" to me"\n"2","two"\n'))
+    assert message.startswith("a.csv, line 2: not a well-formed table")
+
+
+@pytest.mark.parametrize("content", ["id,text\n1,one, two\n", "text\tid\none\n"])
+def test_a_table_under_another_name_is_held_to_its_header(content):
+    assert "line 2: expected 2 columns" in refusal(write("a.txt", content))
+
+
+def test_a_column_that_nobody_asked_for_does_no_harm_within_an_object_either(tmp_path):
+    far = pa.array([300_000_000_000], pa.timestamp("s"))
+    table = pa.table({"body": pa.StructArray.from_arrays([pa.array(["one"]), far], ["text", "date"])})
+    pa.parquet.write_table(table, "a.parquet")
+    assert texts_of("a.parquet", "body.text") == (["one"], [])
+    rows = Dataset(table)
+    assert [texts.to_pylist() for texts, _ in read_dataset(rows, "body.text", "auto", "rows")] == [["one"]]
+    assert "the columns are body" in refusal("a.parquet", "text")
+
+
 def test_a_column_that_nobody_asked_for_does_no_harm():
     far = pa.array([300_000_000_000], pa.timestamp("s"))  # beyond the year 9999
     pa.parquet.write_table(pa.table({"text": ["one"], "date": far}), "a.parquet")
@@ -388,9 +438,9 @@ def key_of(path, **flags):
 def test_the_key_changes_with_what_decides_the_reading():
     key = key_of(write("a.txt", as_lines(ROWS)))
     assert key_of(write("wiki_00", as_lines(ROWS))) == key_of(write("a.jsonl", as_lines(ROWS))) == key
-    assert key_of("a.txt", file_encoding="cp1252") != key
     assert key_of(write("b.txt", as_lines(ROWS[:-1]))) != key
     assert key_of(write("c.txt", "x\ty\n")) != key_of(write("c.tsv", "x\ty\n"))
+    assert key_of("c.txt") != key_of("c.txt", file_encoding="cp1252")
     assert key_of(write("d.txt", "x\n")) == key_of(write("d.md", "x\n")) != key_of(write("d.csv", "x\n"))
 
 

@@ -631,7 +631,7 @@ def test_paths_and_globs_are_found(files, patterns, found):
         ("d.txt", "there is no such file"),
         ("*.jsonl", "there is no such file"),
         ("fold*", "there is no such file"),  # only a folder does
-        ("texts", "this is a folder, expected a file"),
+        ("texts", "this is a folder, or a pipe, expected a file"),
         ("", "there is no such file"),
     ],
 )

@@ -92,18 +92,28 @@ def test_that_a_file_of_two_splits_has_the_same_content_is_said(folder):
     sources_of(train_file=["a.txt", "b.txt"], validation_file=["d.txt"], say=said.append)
     assert not said
     sources_of(train_file=["a.txt", "b.txt", "b.txt"], validation_file=["d.txt", "c.txt"], say=said.append)
-    assert len(said) == 1
-    assert "c.txt of --validation_file has the same content as b.txt of --train_file" in said[0]
+    assert said == ["  Careful:  --validation_file c.txt has the same content as --train_file b.txt"]
+    sources_of(train_file=["b.txt", "c.txt"], say=said.append)
+    assert said[1:] == ["  Careful:  --train_file c.txt has the same content as --train_file b.txt"]
+    sources_of(train_file=["b.txt", "b.txt"], say=said.append)  # twice on purpose
+    assert len(said) == 2
+
+
+def test_a_column_is_not_named_of_plain_text(folder):
+    (folder / "a.txt").write_text("id|body\n1|one\n")
+    with pytest.raises(InputError, match="--text_column_name body: a.txt is read as plain text"):
+        sources_of(column="body", train_file=["a.txt"])
 
 
 def test_the_key_tells_content_column_and_separator_apart(folder):
     (folder / "a.txt").write_text("a\n\nb\n")
     (folder / "same.txt").write_text("a\n\nb\n")
+    (folder / "a.jsonl").write_text('{"text": "a", "title": "b"}')
     (folder / "other.txt").write_text("a\n\nc\n")
-    given = [("auto", "text", "a.txt"), ("line", "text", "a.txt"), ("auto", "title", "a.txt"),
-             ("auto", "text", "other.txt")]  # fmt: skip
+    given = [("auto", "text", "a.txt"), ("line", "text", "a.txt"), ("auto", "title", "a.jsonl"),
+             ("auto", "text", "other.txt"), ("auto", "text", "a.jsonl")]  # fmt: skip
     keys = [sources_of(separator, column, train_file=[name])["train"].key for separator, column, name in given]
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 5
     assert sources_of(train_file=["same.txt"])["train"].key == keys[0]
 
 

@@ -40,8 +40,9 @@ NO_TEXT = {  # what is no text
                                "folder of the data set with --dataset_name.",
     rb"\x80[\2-\5]|\([dlt]p0\n|ccopy_reg\n": "a pickle, which could run code when it is read. Save "
                                             "what is in it as JSON lines.",
-    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)": "HTML or XML. Take the text out of it.",
-    rb"%PDF-": "a PDF document. Take the text out of it.",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!|\?xml|(html|head|body|mediawiki|doc|tei|text)[\s>]|[\w:-]+ xmlns)":
+        "HTML or XML. Take the text out of it; wikiextractor writes text with --json.",
+    rb"%PDF-|%!PS|\{\\rtf": "a PDF, PostScript or RTF document. Take the text out of it.",
     rb"\xd0\xcf\x11\xe0": "an Excel workbook, or a document of another old Office program. Save it "
                           "as CSV, or as text.",
     rb"(?s)\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP": "an image. Give text.",
@@ -71,9 +72,9 @@ def find_files(patterns, flag):
     for pattern in patterns:
         # A file may have that very name, with the signs of a glob in it.
         paths = glob.glob(glob.escape(pattern)) or sorted(glob.glob(pattern, recursive=True))
-        paths = [path for path in paths if not os.path.isdir(path)]
+        paths = [path for path in paths if os.path.isfile(path)]  # pipes can be read but once
         if not paths:
-            fault = ("this is a folder, expected a file" if os.path.isdir(pattern)
+            fault = ("this is a folder, or a pipe, expected a file" if os.path.exists(pattern)
                      else "there is no such file")
             raise InputError(f"{flag} {pattern}: {fault} (looked in {os.getcwd()}). Give a file, "
                              "or a glob like *.txt")
@@ -100,7 +101,8 @@ def unpack(file, path):
     packed = opener and opener(file)
     if not isinstance(packed, zipfile.ZipFile):
         return packed
-    names = [name for name in packed.namelist() if not re.search("^__MACOSX/|/$", name)]
+    # Neither folders nor what macOS adds.
+    names = [name for name in packed.namelist() if not re.search(r"(^|/)\.[^/]*$|/$", name)]
     if len(names) == 1:
         return packed.open(names[0])
     kind, advice = "a zip archive", "Unpack it, and give its files."
@@ -141,12 +143,20 @@ def read_chunks(path, encoding="utf-8"):
         if kind:
             raise InputError(f"{path}: this is {kind}")
         encoding = look_up(file.peek(), MARKS) or encoding
+        if codecs.lookup(encoding).name in ("utf-16", "utf-32"):
+            raise InputError(f"{path}: it has no byte order mark, which {encoding} needs. Give "
+                             f"--file_encoding {encoding}-le, or {encoding}-be.")
         decoder = codecs.getincrementaldecoder(encoding)()
         while True:
             with blame(f"{path}: cannot be read", DAMAGED):
                 # In UTF-16 a line end may be torn: the decoder keeps what is half a character.
                 raw = file.read(1 << 22) + file.readline()
             is_last = not raw.endswith(b"\n")
+            if number == 1 and not encoding.startswith("utf") and not raw.isascii():
+                with suppress(UnicodeDecodeError):
+                    raw.decode()
+                    raise InputError(f"{path}: this is UTF-8, not {encoding}. Give it without "
+                                     "--file_encoding, or convert the files that are not UTF-8.")
             try:
                 text = rest + decoder.decode(raw, is_last)
             except UnicodeDecodeError as error:
@@ -184,14 +194,20 @@ def explain_byte(path, number, before, encoding, raw):
     read = before.encode(encoding)
     begin = len(read) - len(start) & -2  # even, so that UTF-16 is not torn
     sample = (read + raw)[begin : begin + (1 << 16)]
-    fits = [(0, "")]
+    fits = [(0, "", "")]
     for name, words in WORDS.items():
         with suppress(UnicodeDecodeError):
-            if "\0" not in codecs.getincrementaldecoder(name)().decode(sample):
-                fits.append((sum(map(len, re.findall(words, sample))), name))
-    size, name = max(fits)
-    advice = f"It looks like {name}: give --file_encoding {name}"
-    if not size:
+            text = codecs.getincrementaldecoder(name)().decode(sample)
+            if "\0" not in text:
+                fits.append((sum(map(len, re.findall(words, sample))), name, text))
+    size, name, text = max(fits)
+    if encoding == "utf-8" and len(re.findall(r"[^\0-\x7f]", before)) > 9:  # hardly by chance
+        advice = "What stands before it is UTF-8: was the file cut off or damaged there?"
+    elif size:
+        shown = text.lstrip("\n").partition("\n")[0][max(0, len(start) - 20) :]
+        advice = (f"As {name} it would be {shown[:40]!r}: if that is right, give --file_encoding "
+                  f"{name}, else the encoding that it has.")
+    else:
         advice = "If it is text, name its encoding with --file_encoding."
     return InputError(f"{path}, line {number + len(lines) - 1}: byte {len(start) + 1} of the line "
                       f"(0x{raw[0]:02x}) is not {encoding.upper()} text. {advice}")

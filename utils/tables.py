@@ -35,14 +35,13 @@ def find_kind(path, columns, encoding, say):
     with open_bytes(path) as file:
         is_parquet = re.match(PARQUET, file.peek())
     text = "" if is_parquet else first_piece(path, encoding)
-    separator, header, lines = find_header(text, columns)
+    _, header = find_header(text, columns)
     if is_parquet:
         kind = "Parquet"
-    elif re.match(r'\[?\s*\{\s*("[^"]{0,200}"\s*:|\})', text.lstrip()):
+    elif re.match(r'\[?\s*\{\s*("[^"]{0,200}"\s*:|\})|\[\s*"[^"]{0,200}"\s*[],]', text.lstrip()):
         kind = "JSON"
     elif expected not in ("CSV", "TSV") and len(header) > 1 and not {*columns}.isdisjoint(header):
-        _, faults = measure(csv.reader(lines, delimiter=separator), len(header))
-        kind = "CSV" if faults < 2 else kind  # the last row may be cut off
+        kind = "CSV"
     if kind != expected:
         say(f"{path}: read as {kind}, which it holds, whatever its name says")
     return kind
@@ -62,18 +61,17 @@ def find_header(text, columns, separators=",;\t"):
         separators: what may part columns, the likely one first.
 
     Returns:
-        (separator, names of the columns, up to 20 lines behind the header).
+        (separator, names of the columns).
     """
     said = re.match(r'\s*"?sep=([^\w"])"?\s*\n', text)
     if said:
         separators, text = said[1], text[said.end() :]
-    lines = text[: 1 << 16].replace("\r", "").split("\n")[:20]
-    lines = [line for line in lines if line.strip()]
-    headers = {separator: next(csv.reader(lines[:1], delimiter=separator), [])
+    line = text[: 1 << 16].lstrip("\r\n").partition("\n")[0]
+    headers = {separator: next(csv.reader([line], delimiter=separator), [])
                for separator in separators}
     best = max(headers, key=lambda separator: (not {*columns}.isdisjoint(headers[separator]),
                                                len(headers[separator])))
-    return best, headers[best], lines[1:]
+    return best, headers[best]
 
 
 def measure(rows, width):
@@ -108,7 +106,7 @@ def read_csv(path, columns, encoding, say):
     """
     csv.field_size_limit(1 << 26)
     separators = "\t,;" if ending_of(path) == ".tsv" else ",;\t"
-    separator, header, _ = find_header(first_piece(path, encoding), columns, separators)
+    separator, header = find_header(first_piece(path, encoding), columns, separators)
 
     def parse(quoting):
         lines = (f"{line}\n" for _, batch in read_lines(path, encoding) for line in batch)
@@ -118,7 +116,8 @@ def read_csv(path, columns, encoding, say):
     spanning, faults = measure(parse(quoting), width)
     # Of one column, any line is a whole row, which proves nothing.
     may_be_torn = spanning == math.inf or (spanning and width > 1)
-    if may_be_torn and measure(parse(csv.QUOTE_NONE), width) <= (0, faults):
+    is_quoted = '"' in "".join(next(parse(csv.QUOTE_NONE), []))  # the header itself
+    if may_be_torn and not is_quoted and measure(parse(csv.QUOTE_NONE), width) <= (0, faults):
         quoting = csv.QUOTE_NONE
         say(f"{path}: quotes are read as plain characters: without them each line is a row")
     elif 0 < spanning < math.inf:
@@ -143,21 +142,22 @@ def read_csv(path, columns, encoding, say):
             yield place, values
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: not a well-formed table: {error}. Check "
-                         "the quotes.") from None
+                         "the quotes, and line ends within values.") from None
 
 
 def read_parquet(path, columns):
     """Read the wanted columns of a Parquet file: yields (place, dict of the row).
 
-    Of a dotted name, its first part is read. Where it has none of them, the only row has all names,
-    without values. InputError where the file is damaged.
+    Where it has none of them, the only row has all names, without values. InputError where the file
+    is damaged.
     """
-    wanted = {*columns, *(name.partition(".")[0] for name in columns)}
     number = 0
     with (open_bytes(path) as file, blame(f"{path}: cannot be read as Parquet", DAMAGED)):
         # What zstd packed can only be read from its beginning.
         table = pa.parquet.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))
-        names = [name for name in table.schema_arrow.names if name in wanted]
+        found = {*table.schema_arrow.names}
+        # Of a dotted name, no other part is read.
+        names = [name for name in columns if {name, name.partition(".")[0]} & found]
         if not names:
             yield f"{path}, row 1", dict.fromkeys(table.schema_arrow.names)
             return

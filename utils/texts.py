@@ -23,6 +23,7 @@ from utils.writing import written_aside
 # with their punctuation; by rows of 64.
 WITHOUT_BLANKS = ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31c0-\u9fff\uf900-\ufaff"
                   "\uff00-\uffbf\U00020000-\U0003ffff]")
+MARKS_BETWEEN = "[“”‘’…—·]"  # beside one of them, they belong to it
 NAME_THE_COLUMN = "Name the column that holds the text with --text_column_name."
 
 
@@ -69,12 +70,15 @@ def find_sources(args, splits, say=print):
             paths = find_files(patterns, f"--{split}_file")
             more = f" and {len(paths) - 1} more files" if paths[1:] else ""
             kinds = [find_kind(path, [column], encoding, say) for path in paths]
+            if column != "text" and {*kinds} == {"text"}:
+                raise InputError(f"--text_column_name {column}: {paths[0]} is read as plain text, "
+                                 "which has no columns. Give a table with that column, or leave the "
+                                 "flag out.")
             hashes = [*map(hash_file, paths)]
             for path, content in zip(paths, hashes, strict=True):
-                other, where = seen.setdefault(content, (split, path))
-                if other != split:
-                    say(f"  Careful:  {path} of --{split}_file has the same content as {where} of "
-                        f"--{other}_file: scores on it say little")
+                other = seen.setdefault(content, f"--{split}_file {path}")
+                if content in seen and other != f"--{split}_file {path}":
+                    say(f"  Careful:  --{split}_file {path} has the same content as {other}")
             key = f"{kinds} {hashes} {how}"
             sources[split] = Source(os.path.basename(paths[0]) + more, key,
                                     partial(read_files, paths, kinds, *how, say))
@@ -121,14 +125,16 @@ def rows_at_once(rows):
 
 def read_dataset(rows, column, separator, name):
     """Read the texts of a Dataset as those of a Source. InputError where it lacks the column."""
-    top = column if column in rows.column_names else column.partition(".")[0]
+    is_text = rows.info.builder_name == "text"  # a folder of it: a row is a line
     with blame(name, NAME_THE_COLUMN):
-        rows = rows.select_columns(top)  # no other is decoded
+        # No other is decoded.
+        rows = (rows if column in rows.column_names else rows.flatten()).select_columns(column)
     # Row by row it takes 50 times as long.
     batches = rows.iter(rows_at_once(rows))
-    values = itertools.chain.from_iterable(batch[top] for batch in batches)
-    places = ((f"{name}, row {n}", {top: value}) for n, value in enumerate(values))
-    yield from number_documents(read_column(places, column), separator == "blank_line")
+    values = itertools.chain.from_iterable(batch[column] for batch in batches)
+    places = ((f"{name}, row {n}", {column: value}) for n, value in enumerate(values))
+    separated = separator == "blank_line" or (separator == "auto" and is_text)
+    yield from number_documents(read_column(places, column), separated)
 
 
 def number_documents(batches, separated):
@@ -226,10 +232,10 @@ def text_of(row, column, place, advice):
     if not isinstance(text, str | None):
         raise InputError(f"{place}: expected text in column {column!r}; found {str(text)[:40]!r}; "
                          f"the columns are {', '.join(map(str, row))}. {advice}")
-    if re.search("[\ud800-\udfff]", text or ""):
-        raise InputError(f"{place}: expected text in column {column!r}; found half a character (a "
-                         f"lone surrogate, such as a cut-off emoji leaves) in {text[:60]!r}. Take "
-                         "it out.")
+    if re.search("[\0\ud800-\udfff]", text or ""):
+        raise InputError(f"{place}: expected text in column {column!r}; found a NUL, or half a "
+                         f"character (a lone surrogate, such as a cut-off emoji leaves) in "
+                         f"{text[:60]!r}. Take it out.")
     return (text or "").strip()
 
 
@@ -259,16 +265,19 @@ def put_blanks(texts, documents, last):
     """
     before = pa.concat_arrays([pa.array([last[0]], texts.type), texts[:-1]])
     follows = documents == np.concatenate([[last[1]], documents[:-1]])
-
-    def is_unparted(characters):
-        found = pa.compute.match_substring_regex(characters, WITHOUT_BLANKS)
-        return found.to_numpy(zero_copy_only=False)
-
-    glued = is_unparted(pa.compute.utf8_slice_codeunits(texts, 0, 1))
+    blank, nothing = pa.scalar(" ", texts.type), pa.scalar("", texts.type)
+    starts = pa.compute.utf8_slice_codeunits(texts, 0, 1)
+    glued = pa.compute.match_substring_regex(starts, f"{WITHOUT_BLANKS}|{MARKS_BETWEEN}")
+    glued = glued.to_numpy(zero_copy_only=False)
     # Only where it matters: the last character of a long text takes long to find.
-    glued[glued] = is_unparted(pa.compute.utf8_slice_codeunits(before.filter(pa.array(glued)), -1))
-    blanks = pa.array(np.where(follows & ~glued, " ", ""), texts.type)
-    return pa.compute.binary_join_element_wise(blanks, texts, pa.scalar("", texts.type))
+    edges = [side.filter(pa.array(glued)) for side in (before, starts)]
+    edges[0] = pa.compute.utf8_slice_codeunits(edges[0], -1)
+    both = pa.compute.binary_join_element_wise(*edges, nothing)
+    pattern = f"{WITHOUT_BLANKS}({WITHOUT_BLANKS}|{MARKS_BETWEEN})|{MARKS_BETWEEN}{WITHOUT_BLANKS}"
+    found = pa.compute.match_substring_regex(both, pattern)
+    glued[glued] = found.to_numpy(zero_copy_only=False)
+    blanks = pa.compute.if_else(pa.array(follows & ~glued), blank, nothing)
+    return pa.compute.binary_join_element_wise(blanks, texts, nothing)
 
 
 def write_texts(source, path, joined=False):
