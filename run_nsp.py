@@ -1710,12 +1710,14 @@ class Source(NamedTuple):
     """Where the text of a split comes from: its name, a key of its content, its reader.
 
     read yields batches of (texts, documents): an Arrow array of large_string without empty ones,
-    and the number of the document of each, which only ever rises (int64).
+    and the number of the document of each, which only ever rises (int64). To said it adds lines on
+    how it reads.
     """
 
     name: str
     key: str
     read: object
+    said: list | tuple = ()
 
 
 def find_sources(args, splits, say=print):
@@ -1748,8 +1750,9 @@ def find_sources(args, splits, say=print):
                 if content in seen and other != f"--{split}_file {path}":
                     say(f"  Careful:  --{split}_file {path} has the same content as {other}")
             key = f"{kinds} {hashes} {how}"
+            said = []
             sources[split] = Source(os.path.basename(paths[0]) + more, key,
-                                    partial(read_files, paths, kinds, *how, say))
+                                    partial(read_files, paths, kinds, *how, said.append), said)
         elif split in loaded:
             name = f"--dataset_name {args.dataset_name}, split {split}"
             sources[split] = Source(name, f"{loaded[split]._fingerprint} {how}",
@@ -2141,9 +2144,15 @@ def tokenize_source(source, tokenizer, args, say, joined=False, cuts=None):
     key = hash_of(source.key, joined, settings, *cuts)
     cache = Path(datasets.config.HF_DATASETS_CACHE, "bert_scripts")
     folder = cache / f"text_{VERSION}" / key
-    if is_overwritten(args) or not folder.exists():
+    if is_overwritten(args):
+        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        for left in folder.parent.glob("*.tmp"):  # by a run that was killed
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)
         aside = Path(f"{folder}.{os.urandom(4).hex()}.tmp")
-        aside.mkdir(parents=True)
+        with blame(f"{aside} cannot be made", "HF_DATASETS_CACHE names a folder for the cache."):
+            aside.mkdir(parents=True)
         try:
             tokens = tokenize_into(aside, source, tokenizer, args, say, joined)
             for name, cut in cuts.items():
@@ -2151,21 +2160,23 @@ def tokenize_source(source, tokenizer, args, say, joined=False, cuts=None):
             # Nothing is kept but what is read: neither the text nor, where they are cut, the ids.
             for path in (aside / "text.tmp", *(aside.glob("ids*.arrow") if cuts else ())):
                 path.unlink()
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
+            with suppress(OSError):  # another run was faster, to the same end
+                aside.rename(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         if any(cache.glob("[cet]*-*")):  # cache-, examples-, text- and tokens- were their names
             say("  Careful:  an older version has left copies of text in the cache; to remove them: "
                 f"rm {cache}/[cet]*-*")
-    for line in (folder / "about.txt").read_text(encoding="utf-8").splitlines():
-        say(line)
     kept = {}
-    for name in cuts or ["ids"]:
-        files = sorted(map(str, folder.glob(f"{name}*.arrow")))
-        kept[name] = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
-        kept[name]._fingerprint = hash_of(key, name)
-        kept[name].set_format("arrow")
+    with blame(f"{folder}: cannot be read", "Give --overwrite_cache to make it anew."):
+        about = (folder / "about.txt").read_text(encoding="utf-8")
+        for name in cuts or ["ids"]:
+            files = sorted(map(str, folder.glob(f"{name}*.arrow")))
+            kept[name] = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
+            kept[name]._fingerprint = hash_of(key, name)
+            kept[name].set_format("arrow")
+    for line in about.splitlines():
+        say(line)
     return kept
 
 
@@ -2190,7 +2201,7 @@ def tokenize_into(folder, source, tokenizer, args, say, joined):
                            new_fingerprint="ids", cache_file_name=str(folder / "ids.arrow"),
                            load_from_cache_file=False, desc=f"Tokenizing ({library})")
     ids = tokens[: len(first)]["ids"].combine_chunks().flatten().to_numpy()
-    lines = []
+    lines = [*source.said]
     describe_texts(first, ids, tokenizer.unk_token_id, lines.append)
     (folder / "about.txt").write_text("\n".join(lines), encoding="utf-8")
     return tokens

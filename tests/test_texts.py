@@ -189,7 +189,7 @@ def test_paragraphs_become_sentences_of_the_same_document():
         batch(["It rained. We stayed in!  Did you? ", "Dr. Smith paid 3.50 dollars. He left."], [0, 0]),
         batch(["No end", "One. Two."], [1, 4]),
     )
-    name, key, read = split_sentences(source, "en")
+    name, key, read, _ = split_sentences(source, "en")
     assert documents_of(read()) == documents_of(read()) == [
         ["It rained.", "We stayed in!", "Did you?", "Dr. Smith paid 3.50 dollars.", "He left."],
         ["No end"],

@@ -573,6 +573,52 @@ def test_of_what_is_cut_only_the_examples_are_kept(folder, tokenizer):
     assert {"about.txt", "one.arrow", "two.arrow"} in of_cuts and len(of_cuts) == 2
 
 
+def test_what_is_said_of_quotes_is_said_again_of_what_lies_in_the_cache(folder, tokenizer):
+    (folder / "a.tsv").write_text('id\ttext\n1\t"One begins\n2\tand ends."\n')
+    said = []
+    for _ in range(2):
+        tokenize_source(from_file("a.tsv"), tokenizer, settings(), said.append)
+    assert len([line for line in said if "quotes are read as plain characters" in line]) == 2
+
+
+def test_what_a_killed_run_left_is_removed_after_a_day(folder, tokenizer):
+    tokenized(source_of((MORE, NUMBERS))[0], tokenizer)
+    place = next(iter(kept())).parent.parent
+    for name in ("old.tmp", "new.tmp"):
+        (place / name).mkdir()
+    os.utime(place / "old.tmp", (0, 0))
+    tokenized(source_of((MORE, NUMBERS))[0], tokenizer, overwrite=True)
+    assert sorted(path.name for path in place.glob("*.tmp")) == ["new.tmp"]
+
+
+def test_runs_that_prepare_the_same_at_once_find_the_same(folder, tokenizer):
+    inner, _ = source_of((MORE, NUMBERS))
+    outer = inner._replace(read=lambda: [tokenized(inner, tokenizer), [*inner.read()]][1])  # in the midst of it
+    assert tokenized(outer, tokenizer) == tokenized(inner, tokenizer)
+    assert not [*config.HF_DATASETS_CACHE.rglob("*.tmp")]
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder, tokenizer, monkeypatch):
+    (folder / "file").write_text("")
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", folder / "file")
+    with pytest.raises(InputError, match="file/bert_scripts.* cannot be made: .*HF_DATASETS_CACHE"):
+        tokenized(source_of((MORE, NUMBERS))[0], tokenizer)
+
+
+@pytest.mark.parametrize("fault", ["arrow is gone", "about is gone", "cut off"])
+def test_a_damaged_cache_is_named_with_its_cure(folder, tokenizer, fault):
+    source, _ = source_of((MORE, NUMBERS))
+    tokenized(source, tokenizer)
+    (arrow,) = [path for path in kept() if path.suffix == ".arrow"]
+    if fault == "cut off":
+        os.truncate(arrow, arrow.stat().st_size // 2)
+    else:
+        (arrow if fault == "arrow is gone" else arrow.with_name("about.txt")).unlink()
+    with pytest.raises(InputError, match="cannot be read: .*--overwrite_cache"):
+        tokenized(source, tokenizer)
+    assert tokenized(source, tokenizer, overwrite=True)
+
+
 def test_what_fails_leaves_nothing_in_the_cache(folder, tokenizer, monkeypatch):
     source, _ = source_of((MORE, NUMBERS))
     monkeypatch.setitem(ENCODERS, "nanotoken", None)

@@ -42,12 +42,14 @@ class Source(NamedTuple):
     """Where the text of a split comes from: its name, a key of its content, its reader.
 
     read yields batches of (texts, documents): an Arrow array of large_string without empty ones,
-    and the number of the document of each, which only ever rises (int64).
+    and the number of the document of each, which only ever rises (int64). To said it adds lines on
+    how it reads.
     """
 
     name: str
     key: str
     read: object
+    said: list | tuple = ()
 
 
 def find_sources(args, splits, say=print):
@@ -80,8 +82,9 @@ def find_sources(args, splits, say=print):
                 if content in seen and other != f"--{split}_file {path}":
                     say(f"  Careful:  --{split}_file {path} has the same content as {other}")
             key = f"{kinds} {hashes} {how}"
+            said = []
             sources[split] = Source(os.path.basename(paths[0]) + more, key,
-                                    partial(read_files, paths, kinds, *how, say))
+                                    partial(read_files, paths, kinds, *how, said.append), said)
         elif split in loaded:
             name = f"--dataset_name {args.dataset_name}, split {split}"
             sources[split] = Source(name, f"{loaded[split]._fingerprint} {how}",
