@@ -2011,6 +2011,12 @@ def describe_tokenizer(tokenizer):
         model["vocab"] = {names.get(token, token): n for token, n in model["vocab"].items()}
     else:
         model["vocab"] = [(names.get(token, token), score) for token, score in model["vocab"]]
+    # It would take off the blank that parts a text from the one before; else texts have none there.
+    normalizer = settings["normalizer"] or {}
+    parts = normalizer.get("normalizers", [normalizer])
+    if "Strip" in [part.get("type") for part in parts]:
+        parts = [part for part in parts if part["type"] != "Strip"]
+        settings["normalizer"] = {"type": "Sequence", "normalizers": parts}
     if "unk_token" in model:
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     # What it says of lengths is a state of the last call.
@@ -2042,16 +2048,19 @@ def encode_with_tokenizers(tokenizer, texts):
 
 
 def encode_with_transformers(tokenizer, texts):
-    how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    how = {"add_special_tokens": False, "verbose": False}
     words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
              if not (token.special or number in tokenizer.all_special_ids)}
-    # With this setting, it would split words that a user added, too.
+    # Where special tokens are to be split, words that a user added would be, too.
     longest_first = map(re.escape, sorted(words, key=len, reverse=True))
     pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
     rows = []
     for text in texts:
+        if not any(token in text for token in tokenizer.all_special_tokens):
+            rows.append(tokenizer(text, **how)["input_ids"])
+            continue
         pieces = pattern.split(text)  # every second one is such a word
-        ids = tokenizer(pieces, **how)["input_ids"]
+        ids = tokenizer(pieces, split_special_tokens=True, **how)["input_ids"]
         ids[1::2] = [[words[word]] for word in pieces[1::2]]
         rows.append([*itertools.chain(*ids)])
     return pa.array(rows, IDS)
@@ -2087,7 +2096,7 @@ def choose_encoder(tokenizer, samples, say):
         word = added.content
         texts += [word, f"a{word}b", f"a {word} {word.upper()} b"]
     expected = encode(tokenizer, texts)
-    for library, encode_with in ENCODERS.items():
+    for library, encode_with in ENCODERS.items() if tokenizer.is_fast else ():
         try:
             if encode_with(tokenizer, texts).equals(expected):
                 break
@@ -2097,6 +2106,8 @@ def choose_encoder(tokenizer, samples, say):
         except Exception as error:  # whatever a young library stumbles over: the next one is tried
             reason = " ".join(str(error).split())[:100]
             say(f"{library} is not used: {type(error).__name__}: {reason}")
+    else:
+        library = "transformers"
     return library
 
 
@@ -2281,13 +2292,14 @@ def load_config_and_tokenizer(args, max_seq_length):
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     begins = positions_begin(config)
-    # MPNet knows no other padding id than its own.
+    # XLM's kind computes with the id; MPNet knows no other padding id than its own.
+    known = begins - 1 if begins else getattr(config, "pad_index", tokenizer.pad_token_id)
     is_fixed = not args.from_scratch or config.model_type == "mpnet"
-    if begins and is_fixed and tokenizer.pad_token_id != begins - 1:
+    if is_fixed and tokenizer.pad_token_id != known:
         raise InputError(f"{flag}: its padding token has the id {tokenizer.pad_token_id}; that of "
-                         f"--model {args.model} is {begins - 1}, behind which its positions begin: "
-                         "all of them would be wrong. Take the tokenizer that the model was made "
-                         "with, or give its padding token that id.")
+                         f"--model {args.model} is {known}, by which it knows padding and "
+                         "positions: they would be wrong. Take the tokenizer that the model was "
+                         "made with, or give its padding token that id.")
     longest = longest_input(config, tokenizer)
     if max_seq_length > longest:
         raise InputError(f"--max_seq_length is {max_seq_length}; {args.model} takes at most "
@@ -2310,7 +2322,6 @@ def load_model(kind, name, config, tokenizer, head, *, from_scratch=False, **set
             are too small for it grow.
         settings: as of hub_settings, and what else from_pretrained takes.
     """
-    rows = count_ids(tokenizer)
     if from_scratch:
         note = "; ".join(["all of it starts at random", *fit_config(config, tokenizer)])
     with blame(f"--model {name}: cannot be loaded", ADVICE):
@@ -2326,17 +2337,27 @@ def load_model(kind, name, config, tokenizer, head, *, from_scratch=False, **set
             if missing:
                 note = ("these parts start at random, as it has no weights for them: "
                         + ", ".join(sorted(missing)))
+    return model, note + fit_embeddings(model, tokenizer)
+
+
+def fit_embeddings(model, tokenizer):
+    """Grow embeddings to the ids of a tokenizer, and name its special tokens: what changed, or ""."""
+    rows, note = count_ids(tokenizer), ""
     try:
-        size = model.get_input_embeddings().num_embeddings
+        embeddings = model.get_input_embeddings()
+        size = len(embeddings.weight)
     except NotImplementedError:  # CANINE has none: it hashes characters
-        size = rows
+        embeddings, size = None, rows
     if rows > size:
-        note += (f"; its vocabulary grows from {size} to {rows} rows, one for each id of the "
-                 "tokenizer, the new ones at random")
-        model.resize_token_embeddings(rows)
+        note = (f"; its vocabulary grows from {size} to {rows} rows, one for each id of the "
+                "tokenizer, the new ones at random")
+        embeddings = model.resize_token_embeddings(rows)
     # Only now: the padding token may be one of the new ones.
-    take_special_ids(model.config, tokenizer)
-    return model, note
+    for config in filter(None, (model.config, getattr(model, "generation_config", None))):
+        take_special_ids(config, tokenizer)
+    if getattr(embeddings, "padding_idx", None) is not None:
+        embeddings.padding_idx = tokenizer.pad_token_id
+    return note
 
 
 def count_ids(tokenizer):

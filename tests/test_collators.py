@@ -4,6 +4,7 @@ Pairs: the same, half of them true, no other B from A's own document, and no sen
 """
 
 import pickle
+from argparse import Namespace
 from collections import Counter
 from itertools import chain, pairwise
 
@@ -22,7 +23,7 @@ from run_mlm import MaskingCollator
 from run_pretraining import PretrainingCollator
 from utils.batches import pad
 from utils.errors import InputError
-from utils.masks import WordUnits, describe_words, mask_tokens
+from utils.masks import Masker, WordUnits, describe_words, mask_tokens
 from utils.pairs import Documents, PairCollator
 
 # Random tokens are drawn from below VOCAB, and [MASK] lies above: so it is known which of the two stands somewhere.
@@ -381,6 +382,42 @@ def test_a_vocabulary_that_does_not_mark_words_is_refused(prose):
                   pre_tokenizers.Whitespace(), prose)  # fmt: skip
     with pytest.raises(InputError, match="^--masking whole_word: .* Take --masking token"):
         WordUnits(PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL))
+
+
+@pytest.mark.parametrize("prefix", ["##", "@@", "_"])
+def test_a_word_piece_prefix_is_the_one_that_the_model_says(prose, prefix):
+    raw = trained(models.WordPiece(unk_token="[UNK]", continuing_subword_prefix=prefix),
+                  trainers.WordPieceTrainer(vocab_size=300, continuing_subword_prefix=prefix, **TRAINING),
+                  pre_tokenizers.BertPreTokenizer(), prose)  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL)
+    words = ["incomprehensibilities", "of", "statements"]
+    assert [unit.replace(prefix, "") for unit in spelt(tokenizer, " ".join(words))] == words
+
+
+def test_an_end_of_a_word_is_the_one_that_the_model_says(prose):
+    raw = trained(models.BPE(unk_token="[UNK]", end_of_word_suffix="_"),
+                  trainers.BpeTrainer(vocab_size=300, end_of_word_suffix="_", **TRAINING),
+                  pre_tokenizers.BertPreTokenizer(), prose)  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL)
+    assert spelt(tokenizer, "incomprehensibilities of statements") == ["incomprehensibilities_", "of_", "statements_"]
+
+
+def test_a_sign_that_is_but_a_letter_of_the_alphabet_is_none(prose):
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw = trained(models.BPE(), trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, **TRAINING),
+                  pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(
+                      add_prefix_space=False, use_regex=False)]), prose)  # fmt: skip
+    with pytest.raises(InputError, match="^--masking whole_word: "):
+        WordUnits(PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL))
+
+
+def test_padding_never_stands_for_a_hidden_token(tokenizers):
+    tokenizer = tokenizers["characters"]
+    flags = {"masking": "token", "mlm_probability": 1, "mask_replace_prob": 0, "random_replace_prob": 1}
+    masker = Masker(tokenizer, Namespace(**flags), 0)
+    row = np.full(5000, tokenizer.convert_tokens_to_ids("a"))
+    (masked,), *_ = masker([row], [0], 0)
+    assert len({*masked}) > 50 and tokenizer.pad_token_id not in masked
 
 
 def test_the_mean_length_of_a_word_is_said_of_masks_that_hide_words():

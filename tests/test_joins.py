@@ -44,6 +44,12 @@ def end_of_word():
                                           show_progress=False)  # fmt: skip
 
 
+def strips():
+    tokenizer, trainer = byte_level(False)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])
+    return tokenizer, trainer
+
+
 KINDS = {
     "WordPiece": word_piece,
     "byte-level BPE": lambda: byte_level(False),
@@ -51,6 +57,7 @@ KINDS = {
     "Unigram": lambda: unigram("always"),
     "Unigram, no prefix": lambda: unigram("never"),
     "BPE with </w>": end_of_word,
+    "byte-level BPE that strips": strips,
 }
 
 

@@ -195,6 +195,7 @@ def test_a_vocabulary_with_gaps_has_a_row_for_its_highest_id(tiny_bert, tmp_path
     assert "rows, one for each id of the tokenizer" in note
     assert model(input_ids=torch.tensor([[720, 700, 760, 740]])).logits.shape == (1, 4, 761)
     assert model.config.pad_token_id == 730  # was 0: where it makes no difference, it is the tokenizer's that counts
+    assert model.get_input_embeddings().padding_idx == 730  # as it is when the model is loaded again
 
 
 def load_checked(folder, model, scratch=False):
@@ -207,7 +208,7 @@ def load_checked(folder, model, scratch=False):
 def test_another_padding_id_is_refused_where_positions_begin_behind_it(kind, tmp_path):
     AutoConfig.for_model(kind, **TINY).save_pretrained(tmp_path)
     words_tokenizer(tmp_path / "own", ["a", "b", "c"])
-    with pytest.raises(InputError, match="padding token has the id 4; that of .* is 1, behind which"):
+    with pytest.raises(InputError, match="padding token has the id 4; that of .* is 1, by which"):
         load_checked(tmp_path / "own", tmp_path)
     words_tokenizer(tmp_path / "same", ["a"], **{"pad_token": "<pad>", **ANGLES})  # <pad> is 1
     load_checked(tmp_path / "same", tmp_path)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, config
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BertJapaneseTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertJapaneseTokenizer, ByT5Tokenizer, EsmTokenizer, PreTrainedTokenizerFast
 
 from utils.errors import InputError
 from utils.pairs import Documents, split_sentences
@@ -665,6 +665,15 @@ def test_other_settings_of_a_tokenizer_in_python_are_noticed(folder):
         tokenizer = BertJapaneseTokenizer.from_pretrained(folder / "slow")
         rows += tokenized(source_of((["AB"], [0]))[0], tokenizer)[0]
     assert rows == [([5, 6], 0), ([0, 0], 0)]
+
+
+def test_a_tokenizer_in_python_that_cuts_by_its_list_of_tokens_does_so(folder):
+    (folder / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "<mask>", *"MKTAY"]) + "\n")
+    tokenizer, said = EsmTokenizer("vocab.txt"), []
+    source = source_of((["MKTAY", "KKA"], [0, 1]))[0]
+    tokens = tokenize_source(source, tokenizer, settings(), said.append)["ids"]
+    assert tokens.data["ids"].to_pylist() == [[5, 6, 7, 8, 9], [6, 6, 8]]
+    assert not [line for line in said if "is not used" in line]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 200])

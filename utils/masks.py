@@ -13,11 +13,9 @@ from utils.errors import InputError
 from utils.models import count_ids
 from utils.texts import WITHOUT_BLANKS
 
-# Signs by which vocabularies mark words, and which tokens begin one: those without it (WordPiece),
-# or with it (SentencePiece; byte-level BPE, where line feeds and tabs part words, too) …
-FRONT = {"##": "^(?!##)", "▁": "^▁", "Ġ": "^[ĠĊĉč]"}
-# … or which tokens end one.
-BACK = {"</w>": "</w>$", "@@": "(?<!@@)$"}
+# Signs by which vocabularies mark words: which tokens begin one, those without it (WordPiece) or with
+# it (SentencePiece; byte-level BPE, where line feeds and tabs part words, too), or which end one.
+SIGNS = {"##": "^(?!##)", "▁": "^▁", "Ġ": "^[ĠĊĉč]", "</w>": "</w>$", "@@": "(?<!@@)$"}
 
 
 def mask_tokens(input_ids, special, *, mask_id, vocab_size, seed, epoch, example_id, mask_prob=0.15,
@@ -111,25 +109,35 @@ class WordUnits:
         for token, token_id in tokenizer.get_vocab().items():
             if token_id not in added:
                 tokens[token_id] = token
-        byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
-        letters = set().union(*tokens)
-        signs = ("Ġ", "</w>")
-        if "Ġ" not in letters or letters - byte_of.keys():  # its letters do not stand for bytes
-            signs, byte_of = ("##", "▁", "</w>", "@@"), {}
-        counts = {sign: sum(sign in token for token in tokens) for sign in signs}
-        sign = max(signs, key=counts.get)
         model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-        if not counts[sign] and type(model).__name__ not in ("WordLevel", "WordPiece"):
+        prefix = getattr(model, "continuing_subword_prefix", None)
+        suffix = getattr(model, "end_of_word_suffix", None)
+        byte_of, letters = {}, set().union(*tokens)
+        if not prefix and "Ġ" in letters:
+            byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+            byte_of = {} if letters - byte_of.keys() else byte_of  # they do not stand for bytes
+        # By what the model says, or by the sign that most tokens carry; alone, it is a letter.
+        counts = {sign: sum(sign in token != sign for token in tokens)
+                  for sign in (["Ġ"] if byte_of else ["##", "▁", "</w>", "@@"])}
+        sign = prefix or suffix or max(counts, key=counts.get)
+        if not (prefix or suffix or counts[sign] or type(model).__name__ == "WordLevel"):
             raise InputError("--masking whole_word: this tokenizer cuts words into tokens that do "
                              "not say where a word begins; expected ##, ▁, Ġ, </w> or @@ at some "
                              "of them. Take --masking token, or another tokenizer.")
-        pattern = re.compile((FRONT | BACK)[sign])
+        if prefix:
+            pattern = f"^(?!{re.escape(prefix)})"
+        elif suffix:
+            pattern = f"{re.escape(suffix)}$"
+        else:
+            pattern = SIGNS[sign]
+        pattern, is_back = re.compile(pattern), pattern.endswith("$")
         marked = np.array([pattern.search(token) is not None for token in tokens])  # (vocab,)
         marked[[*added]] = True
         nowhere = np.zeros_like(marked)
-        self.begins, self.ends = (marked, nowhere) if sign in FRONT else (nowhere, marked)
+        self.begins, self.ends = (nowhere, marked) if is_back else (marked, nowhere)
         self.begins[[*added]] = True
-        self.heads = np.array([head_of(token, byte_of) for token in tokens])  # (vocab,)
+        heads = (head_of(token.removeprefix(prefix or ""), byte_of) for token in tokens)
+        self.heads = np.fromiter(heads, np.int64)  # (vocab,)
         # By the first two bytes of a character, which those of a row of 64 have in common. The
         # tokenizer of BertJapanese finds words by a dictionary: there the sign alone counts.
         self.without_blanks = np.zeros(1 << 16, dtype=bool)
@@ -158,6 +166,8 @@ class Masker:
 
     def __init__(self, tokenizer, args, seed):
         vocabulary = np.unique([*tokenizer.get_vocab().values()])
+        # In the midst of a text, padding would shift positions (RoBERTa's kind).
+        vocabulary[vocabulary == tokenizer.pad_token_id] = tokenizer.mask_token_id
         self.special = np.zeros(count_ids(tokenizer), dtype=bool)  # (highest id + 1,)
         self.special[tokenizer.all_special_ids] = True
         self.units = WordUnits(tokenizer) if args.masking == "whole_word" else None

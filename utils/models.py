@@ -55,13 +55,14 @@ def load_config_and_tokenizer(args, max_seq_length):
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     begins = positions_begin(config)
-    # MPNet knows no other padding id than its own.
+    # XLM's kind computes with the id; MPNet knows no other padding id than its own.
+    known = begins - 1 if begins else getattr(config, "pad_index", tokenizer.pad_token_id)
     is_fixed = not args.from_scratch or config.model_type == "mpnet"
-    if begins and is_fixed and tokenizer.pad_token_id != begins - 1:
+    if is_fixed and tokenizer.pad_token_id != known:
         raise InputError(f"{flag}: its padding token has the id {tokenizer.pad_token_id}; that of "
-                         f"--model {args.model} is {begins - 1}, behind which its positions begin: "
-                         "all of them would be wrong. Take the tokenizer that the model was made "
-                         "with, or give its padding token that id.")
+                         f"--model {args.model} is {known}, by which it knows padding and "
+                         "positions: they would be wrong. Take the tokenizer that the model was "
+                         "made with, or give its padding token that id.")
     longest = longest_input(config, tokenizer)
     if max_seq_length > longest:
         raise InputError(f"--max_seq_length is {max_seq_length}; {args.model} takes at most "
@@ -84,7 +85,6 @@ def load_model(kind, name, config, tokenizer, head, *, from_scratch=False, **set
             are too small for it grow.
         settings: as of hub_settings, and what else from_pretrained takes.
     """
-    rows = count_ids(tokenizer)
     if from_scratch:
         note = "; ".join(["all of it starts at random", *fit_config(config, tokenizer)])
     with blame(f"--model {name}: cannot be loaded", ADVICE):
@@ -100,17 +100,27 @@ def load_model(kind, name, config, tokenizer, head, *, from_scratch=False, **set
             if missing:
                 note = ("these parts start at random, as it has no weights for them: "
                         + ", ".join(sorted(missing)))
+    return model, note + fit_embeddings(model, tokenizer)
+
+
+def fit_embeddings(model, tokenizer):
+    """Grow embeddings to the ids of a tokenizer, and name its special tokens: what changed, or ""."""
+    rows, note = count_ids(tokenizer), ""
     try:
-        size = model.get_input_embeddings().num_embeddings
+        embeddings = model.get_input_embeddings()
+        size = len(embeddings.weight)
     except NotImplementedError:  # CANINE has none: it hashes characters
-        size = rows
+        embeddings, size = None, rows
     if rows > size:
-        note += (f"; its vocabulary grows from {size} to {rows} rows, one for each id of the "
-                 "tokenizer, the new ones at random")
-        model.resize_token_embeddings(rows)
+        note = (f"; its vocabulary grows from {size} to {rows} rows, one for each id of the "
+                "tokenizer, the new ones at random")
+        embeddings = model.resize_token_embeddings(rows)
     # Only now: the padding token may be one of the new ones.
-    take_special_ids(model.config, tokenizer)
-    return model, note
+    for config in filter(None, (model.config, getattr(model, "generation_config", None))):
+        take_special_ids(config, tokenizer)
+    if getattr(embeddings, "padding_idx", None) is not None:
+        embeddings.padding_idx = tokenizer.pad_token_id
+    return note
 
 
 def count_ids(tokenizer):

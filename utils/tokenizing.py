@@ -54,6 +54,12 @@ def describe_tokenizer(tokenizer):
         model["vocab"] = {names.get(token, token): n for token, n in model["vocab"].items()}
     else:
         model["vocab"] = [(names.get(token, token), score) for token, score in model["vocab"]]
+    # It would take off the blank that parts a text from the one before; else texts have none there.
+    normalizer = settings["normalizer"] or {}
+    parts = normalizer.get("normalizers", [normalizer])
+    if "Strip" in [part.get("type") for part in parts]:
+        parts = [part for part in parts if part["type"] != "Strip"]
+        settings["normalizer"] = {"type": "Sequence", "normalizers": parts}
     if "unk_token" in model:
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     # What it says of lengths is a state of the last call.
@@ -85,16 +91,19 @@ def encode_with_tokenizers(tokenizer, texts):
 
 
 def encode_with_transformers(tokenizer, texts):
-    how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    how = {"add_special_tokens": False, "verbose": False}
     words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
              if not (token.special or number in tokenizer.all_special_ids)}
-    # With this setting, it would split words that a user added, too.
+    # Where special tokens are to be split, words that a user added would be, too.
     longest_first = map(re.escape, sorted(words, key=len, reverse=True))
     pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
     rows = []
     for text in texts:
+        if not any(token in text for token in tokenizer.all_special_tokens):
+            rows.append(tokenizer(text, **how)["input_ids"])
+            continue
         pieces = pattern.split(text)  # every second one is such a word
-        ids = tokenizer(pieces, **how)["input_ids"]
+        ids = tokenizer(pieces, split_special_tokens=True, **how)["input_ids"]
         ids[1::2] = [[words[word]] for word in pieces[1::2]]
         rows.append([*itertools.chain(*ids)])
     return pa.array(rows, IDS)
@@ -130,7 +139,7 @@ def choose_encoder(tokenizer, samples, say):
         word = added.content
         texts += [word, f"a{word}b", f"a {word} {word.upper()} b"]
     expected = encode(tokenizer, texts)
-    for library, encode_with in ENCODERS.items():
+    for library, encode_with in ENCODERS.items() if tokenizer.is_fast else ():
         try:
             if encode_with(tokenizer, texts).equals(expected):
                 break
@@ -140,6 +149,8 @@ def choose_encoder(tokenizer, samples, say):
         except Exception as error:  # whatever a young library stumbles over: the next one is tried
             reason = " ".join(str(error).split())[:100]
             say(f"{library} is not used: {type(error).__name__}: {reason}")
+    else:
+        library = "transformers"
     return library
 
 
