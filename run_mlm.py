@@ -481,8 +481,6 @@ class Masker:
 
     def __init__(self, tokenizer, args, seed):
         vocabulary = np.unique([*tokenizer.get_vocab().values()])
-        # In the midst of a text, padding would shift positions (RoBERTa's kind).
-        vocabulary[vocabulary == tokenizer.pad_token_id] = tokenizer.mask_token_id
         self.special = np.zeros(count_ids(tokenizer), dtype=bool)  # (highest id + 1,)
         self.special[tokenizer.all_special_ids] = True
         self.units = WordUnits(tokenizer) if args.masking == "whole_word" else None
@@ -2177,7 +2175,7 @@ def tokenize_source(source, tokenizer, args, say, joined=False, cuts=None):
         for name in cuts or ["ids"]:
             files = sorted(map(str, folder.glob(f"{name}*.arrow")))
             kept[name] = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
-            kept[name]._fingerprint = hash_of(key, name)
+            kept[name]._fingerprint = hash_of(source.key, joined, settings, name)
             kept[name].set_format("arrow")
     for line in about.splitlines():
         say(line)

@@ -4,7 +4,6 @@ Pairs: the same, half of them true, no other B from A's own document, and no sen
 """
 
 import pickle
-from argparse import Namespace
 from collections import Counter
 from itertools import chain, pairwise
 
@@ -23,7 +22,7 @@ from run_mlm import MaskingCollator
 from run_pretraining import PretrainingCollator
 from utils.batches import pad
 from utils.errors import InputError
-from utils.masks import Masker, WordUnits, describe_words, mask_tokens
+from utils.masks import WordUnits, describe_words, mask_tokens
 from utils.pairs import Documents, PairCollator
 
 # Random tokens are drawn from below VOCAB, and [MASK] lies above: so it is known which of the two stands somewhere.
@@ -409,15 +408,6 @@ def test_a_sign_that_is_but_a_letter_of_the_alphabet_is_none(prose):
                       add_prefix_space=False, use_regex=False)]), prose)  # fmt: skip
     with pytest.raises(InputError, match="^--masking whole_word: "):
         WordUnits(PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL))
-
-
-def test_padding_never_stands_for_a_hidden_token(tokenizers):
-    tokenizer = tokenizers["characters"]
-    flags = {"masking": "token", "mlm_probability": 1, "mask_replace_prob": 0, "random_replace_prob": 1}
-    masker = Masker(tokenizer, Namespace(**flags), 0)
-    row = np.full(5000, tokenizer.convert_tokens_to_ids("a"))
-    (masked,), *_ = masker([row], [0], 0)
-    assert len({*masked}) > 50 and tokenizer.pad_token_id not in masked
 
 
 def test_the_mean_length_of_a_word_is_said_of_masks_that_hide_words():

@@ -569,8 +569,10 @@ def test_of_what_is_cut_only_the_examples_are_kept(folder, tokenizer):
         assert {name: len(rows) for name, rows in found.items()} == {"two": 2, "one": 1}
         assert found["two"][:]["ids"].to_pylist() == [ids for ids, _ in tokens[:2]]
     assert len(reads) == 1 and found["one"]._fingerprint != found["two"]._fingerprint
+    alone = tokenize_source(source, tokenizer, settings(), lambda line: None, cuts={"one": cuts["one"]})
+    assert alone["one"]._fingerprint == found["one"]._fingerprint  # whatever else is cut beside it
     of_cuts = [{path.name for path in folder.iterdir()} for folder in {path.parent for path in kept()}]
-    assert {"about.txt", "one.arrow", "two.arrow"} in of_cuts and len(of_cuts) == 2
+    assert {"about.txt", "one.arrow", "two.arrow"} in of_cuts and len(of_cuts) == 3
 
 
 def test_what_is_said_of_quotes_is_said_again_of_what_lies_in_the_cache(folder, tokenizer):

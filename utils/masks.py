@@ -166,8 +166,6 @@ class Masker:
 
     def __init__(self, tokenizer, args, seed):
         vocabulary = np.unique([*tokenizer.get_vocab().values()])
-        # In the midst of a text, padding would shift positions (RoBERTa's kind).
-        vocabulary[vocabulary == tokenizer.pad_token_id] = tokenizer.mask_token_id
         self.special = np.zeros(count_ids(tokenizer), dtype=bool)  # (highest id + 1,)
         self.special[tokenizer.all_special_ids] = True
         self.units = WordUnits(tokenizer) if args.masking == "whole_word" else None

@@ -227,7 +227,7 @@ def tokenize_source(source, tokenizer, args, say, joined=False, cuts=None):
         for name in cuts or ["ids"]:
             files = sorted(map(str, folder.glob(f"{name}*.arrow")))
             kept[name] = datasets.concatenate_datasets([*map(datasets.Dataset.from_file, files)])
-            kept[name]._fingerprint = hash_of(key, name)
+            kept[name]._fingerprint = hash_of(source.key, joined, settings, name)
             kept[name].set_format("arrow")
     for line in about.splitlines():
         say(line)
