@@ -1300,8 +1300,8 @@ def open_bytes(path):
         yield file
 
 
-def read_chunks(path, encoding="utf-8"):
-    """Read a file of text in pieces of a few MB: yields (number of its first line, text).
+def read_chunks(path, encoding="utf-8", size=1 << 22):
+    """Read a file of text in pieces: yields (number of its first line, text).
 
     A piece is whole lines, without the end of the last one. Numbers count from 1. A byte order mark
     is taken off.
@@ -1309,6 +1309,7 @@ def read_chunks(path, encoding="utf-8"):
     Args:
         path: of a file, packed or not.
         encoding: what it is read in, unless it begins with a byte order mark.
+        size: bytes of a piece, about.
 
     Raises:
         InputError: names the line and the byte that is of another encoding, or the kind of a file
@@ -1327,7 +1328,7 @@ def read_chunks(path, encoding="utf-8"):
         while True:
             with blame(f"{path}: cannot be read", DAMAGED):
                 # In UTF-16 a line end may be torn: the decoder keeps what is half a character.
-                raw = file.read(1 << 22) + file.readline()
+                raw = file.read(size) + file.readline()
             is_last = not raw.endswith(b"\n")
             if number == 1 and not encoding.startswith("utf") and not raw.isascii():
                 with suppress(UnicodeDecodeError):
@@ -1481,8 +1482,8 @@ def find_kind(path, columns, encoding, say):
 
 
 def first_piece(path, encoding):
-    """Read the first lines of a file, about 4 MB."""
-    return next(read_chunks(path, encoding), (1, ""))[1]
+    """Read the first lines of a file, about 64 KB."""
+    return next(read_chunks(path, encoding, 1 << 16), (1, ""))[1]
 
 
 def find_header(text, columns, separators=",;\t"):
@@ -1929,8 +1930,12 @@ def put_blanks(texts, documents, last):
     follows = documents == np.concatenate([[last[1]], documents[:-1]])
     blank, nothing = pa.scalar(" ", texts.type), pa.scalar("", texts.type)
     starts = pa.compute.utf8_slice_codeunits(texts, 0, 1)
-    glued = pa.compute.match_substring_regex(starts, f"{WITHOUT_BLANKS}|{MARKS_BETWEEN}")
-    glued = glued.to_numpy(zero_copy_only=False)
+    pattern = f"{WITHOUT_BLANKS}|{MARKS_BETWEEN}"
+    # Of thousands of texts, if none begins without blanks, none ends so: marks need no look.
+    if len(texts) > 10_000 and not pa.compute.any(
+            pa.compute.match_substring_regex(starts, WITHOUT_BLANKS)).as_py():
+        pattern = WITHOUT_BLANKS
+    glued = pa.compute.match_substring_regex(starts, pattern).to_numpy(zero_copy_only=False)
     # Only where it matters: the last character of a long text takes long to find.
     edges = [side.filter(pa.array(glued)) for side in (before, starts)]
     edges[0] = pa.compute.utf8_slice_codeunits(edges[0], -1)

@@ -1999,8 +1999,8 @@ def open_bytes(path):
         yield file
 
 
-def read_chunks(path, encoding="utf-8"):
-    """Read a file of text in pieces of a few MB: yields (number of its first line, text).
+def read_chunks(path, encoding="utf-8", size=1 << 22):
+    """Read a file of text in pieces: yields (number of its first line, text).
 
     A piece is whole lines, without the end of the last one. Numbers count from 1. A byte order mark
     is taken off.
@@ -2008,6 +2008,7 @@ def read_chunks(path, encoding="utf-8"):
     Args:
         path: of a file, packed or not.
         encoding: what it is read in, unless it begins with a byte order mark.
+        size: bytes of a piece, about.
 
     Raises:
         InputError: names the line and the byte that is of another encoding, or the kind of a file
@@ -2026,7 +2027,7 @@ def read_chunks(path, encoding="utf-8"):
         while True:
             with blame(f"{path}: cannot be read", DAMAGED):
                 # In UTF-16 a line end may be torn: the decoder keeps what is half a character.
-                raw = file.read(1 << 22) + file.readline()
+                raw = file.read(size) + file.readline()
             is_last = not raw.endswith(b"\n")
             if number == 1 and not encoding.startswith("utf") and not raw.isascii():
                 with suppress(UnicodeDecodeError):
@@ -2180,8 +2181,8 @@ def find_kind(path, columns, encoding, say):
 
 
 def first_piece(path, encoding):
-    """Read the first lines of a file, about 4 MB."""
-    return next(read_chunks(path, encoding), (1, ""))[1]
+    """Read the first lines of a file, about 64 KB."""
+    return next(read_chunks(path, encoding, 1 << 16), (1, ""))[1]
 
 
 def find_header(text, columns, separators=",;\t"):

@@ -2105,8 +2105,8 @@ def open_bytes(path):
         yield file
 
 
-def read_chunks(path, encoding="utf-8"):
-    """Read a file of text in pieces of a few MB: yields (number of its first line, text).
+def read_chunks(path, encoding="utf-8", size=1 << 22):
+    """Read a file of text in pieces: yields (number of its first line, text).
 
     A piece is whole lines, without the end of the last one. Numbers count from 1. A byte order mark
     is taken off.
@@ -2114,6 +2114,7 @@ def read_chunks(path, encoding="utf-8"):
     Args:
         path: of a file, packed or not.
         encoding: what it is read in, unless it begins with a byte order mark.
+        size: bytes of a piece, about.
 
     Raises:
         InputError: names the line and the byte that is of another encoding, or the kind of a file
@@ -2132,7 +2133,7 @@ def read_chunks(path, encoding="utf-8"):
         while True:
             with blame(f"{path}: cannot be read", DAMAGED):
                 # In UTF-16 a line end may be torn: the decoder keeps what is half a character.
-                raw = file.read(1 << 22) + file.readline()
+                raw = file.read(size) + file.readline()
             is_last = not raw.endswith(b"\n")
             if number == 1 and not encoding.startswith("utf") and not raw.isascii():
                 with suppress(UnicodeDecodeError):

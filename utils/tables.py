@@ -48,8 +48,8 @@ def find_kind(path, columns, encoding, say):
 
 
 def first_piece(path, encoding):
-    """Read the first lines of a file, about 4 MB."""
-    return next(read_chunks(path, encoding), (1, ""))[1]
+    """Read the first lines of a file, about 64 KB."""
+    return next(read_chunks(path, encoding, 1 << 16), (1, ""))[1]
 
 
 def find_header(text, columns, separators=",;\t"):
