@@ -1332,9 +1332,10 @@ def read_chunks(path, encoding="utf-8", size=1 << 22):
             is_last = not raw.endswith(b"\n")
             if number == 1 and not encoding.startswith("utf") and not raw.isascii():
                 with suppress(UnicodeDecodeError):
-                    raw.decode()
-                    raise InputError(f"{path}: this is UTF-8, not {encoding}. Give it without "
-                                     "--file_encoding, or convert the files that are not UTF-8.")
+                    if len(re.findall(r"[^\0-\x7f]", raw.decode())) > 2:  # fewer can be by chance
+                        raise InputError(f"{path}: this is UTF-8, not {encoding}. Give it without "
+                                         "--file_encoding, or convert the files that are not "
+                                         "UTF-8.")
             try:
                 text = rest + decoder.decode(raw, is_last)
             except UnicodeDecodeError as error:
@@ -1738,9 +1739,9 @@ def find_sources(args, splits, say=print):
                                  "flag out.")
             hashes = [*map(hash_file, paths)]
             for path, content in zip(paths, hashes, strict=True):
-                other = seen.setdefault(content, f"--{split}_file {path}")
-                if content in seen and other != f"--{split}_file {path}":
-                    say(f"  Careful:  --{split}_file {path} has the same content as {other}")
+                given = f"--{split}_file {path}"
+                if seen.setdefault(content, given) != given:
+                    say(f"  Careful:  {given} has the same content as {seen[content]}")
             key = f"{kinds} {hashes} {how}"
             said = []
             sources[split] = Source(os.path.basename(paths[0]) + more, key,

@@ -2137,9 +2137,10 @@ def read_chunks(path, encoding="utf-8", size=1 << 22):
             is_last = not raw.endswith(b"\n")
             if number == 1 and not encoding.startswith("utf") and not raw.isascii():
                 with suppress(UnicodeDecodeError):
-                    raw.decode()
-                    raise InputError(f"{path}: this is UTF-8, not {encoding}. Give it without "
-                                     "--file_encoding, or convert the files that are not UTF-8.")
+                    if len(re.findall(r"[^\0-\x7f]", raw.decode())) > 2:  # fewer can be by chance
+                        raise InputError(f"{path}: this is UTF-8, not {encoding}. Give it without "
+                                         "--file_encoding, or convert the files that are not "
+                                         "UTF-8.")
             try:
                 text = rest + decoder.decode(raw, is_last)
             except UnicodeDecodeError as error:

@@ -197,9 +197,12 @@ def test_one_damaged_character_makes_no_other_encoding_of_utf_8():
 
 
 def test_a_file_in_utf_8_is_not_read_in_another_encoding():
-    write("a.txt", "Ein naïver Müller\n")
+    write("a.txt", "Ein naïver Müller lächelt\n")
     assert "this is UTF-8, not cp1252" in refusal("a.txt", encoding="cp1252")
     assert texts_of(write("a.txt", "plain\n"), encoding="cp1252")[0] == ["plain"]
+    both = "模".encode("gb18030")  # two bytes that are a letter in UTF-8, too
+    assert both.decode() == "ģ"
+    assert texts_of(write("a.txt", both + b" is one\n"), encoding="gb18030")[0] == ["模 is one"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])

@@ -218,7 +218,7 @@ def stack_pairs(pairs, edges, pad_id):
 
 
 def show_pairs(collator, tokenizer, split, say):
-    """Show what a split is: how many pairs, how many of them are cut, and two of them."""
+    """Show what a split is: how many of its pairs are cut, and two of them."""
     plan, lengths = collator.plan(0), collator.documents.lengths
     tokens = np.concatenate([[0], np.cumsum(lengths)])
     cut = np.mean(tokens[plan[:, 2]] - tokens[plan[:, 0]] > collator.size)

@@ -78,9 +78,9 @@ def find_sources(args, splits, say=print):
                                  "flag out.")
             hashes = [*map(hash_file, paths)]
             for path, content in zip(paths, hashes, strict=True):
-                other = seen.setdefault(content, f"--{split}_file {path}")
-                if content in seen and other != f"--{split}_file {path}":
-                    say(f"  Careful:  --{split}_file {path} has the same content as {other}")
+                given = f"--{split}_file {path}"
+                if seen.setdefault(content, given) != given:
+                    say(f"  Careful:  {given} has the same content as {seen[content]}")
             key = f"{kinds} {hashes} {how}"
             said = []
             sources[split] = Source(os.path.basename(paths[0]) + more, key,
